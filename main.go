@@ -1,0 +1,4 @@
+// Command casfs mounts cold-archive vaults as directories.
+package main
+
+func main() {}
