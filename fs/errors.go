@@ -1,0 +1,11 @@
+package fs
+
+import "errors"
+
+// Errors of mounting.
+var (
+	ErrStaleMount = errors.New("mount point holds a dead casfs mount")
+	ErrBusyMount  = errors.New("mount point is in use")
+	ErrNoFuse     = errors.New("FUSE is not available")
+	ErrNotMounted = errors.New("not inside a casfs mount")
+)
