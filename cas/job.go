@@ -2,8 +2,14 @@ package cas
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"iter"
+	"net/http"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -91,7 +97,198 @@ func (j Job) Succeeded() bool { return j.Completed && j.StatusCode == "Succeeded
 func (j Job) Failed() bool { return j.Completed && j.StatusCode != "Succeeded" }
 
 // OutputSize returns the bytes of the job's output, -1 when not known yet.
-func (j Job) OutputSize() int64 { panic("unimplemented") }
+func (j Job) OutputSize() int64 {
+	switch {
+	case j.Type == InventoryRetrieval && j.Completed:
+		return j.InventorySize
+	case j.Type == ArchiveRetrieval && j.Range.Len > 0:
+		return j.Range.Len
+	case j.Type == ArchiveRetrieval:
+		return j.ArchiveSize
+	}
+	return -1
+}
+
+// wireJob is the one flat shape that all jobs have.
+type wireJob struct {
+	Action              flexString
+	JobID               flexString `json:"JobId"`
+	VaultQCS            flexString
+	JobDescription      flexString
+	CallBackURL         flexString `json:"CallBackUrl"`
+	JobCallBackURL      flexString `json:"JobCallBackUrl"` // live captures
+	CreationDate        flexTime
+	CompletionDate      flexTime
+	Completed           flexBool
+	StatusCode          flexString
+	StatusMessage       flexString
+	ArchiveID           flexString `json:"ArchiveId"`
+	ArchiveSizeInBytes  flexInt
+	ArchiveTreeHash     flexHash `json:"ArchiveSHA256TreeHash"`
+	RetrievalByteRange  flexString
+	SHA256TreeHash      flexHash
+	Tier                flexString
+	InventorySize       flexInt `json:"InventorySizeInBytes"`
+	InventoryParameters *struct {
+		Format, Marker               flexString
+		StartDate, StatDate, EndDate flexTime // StatDate is a misprint in the documents
+		Limit                        flexInt
+	} `json:"InventoryRetrievalParameters"`
+	Bucket, Object     flexString
+	Range              flexString
+	ArchiveDescription flexString
+	Condition          json.RawMessage
+}
+
+var jobActions = map[string]JobType{
+	"archiveretrieval": ArchiveRetrieval, "archive-retrieval": ArchiveRetrieval,
+	"inventoryretrieval": InventoryRetrieval, "inventory-retrieval": InventoryRetrieval,
+	"pushtocos": PushToCOS, "push-to-cos": PushToCOS,
+	"pullfromcos": PullFromCOS, "pull-from-cos": PullFromCOS,
+}
+
+func (w *wireJob) job() (Job, error) {
+	j := Job{
+		ID: string(w.JobID), VaultQCS: string(w.VaultQCS), Description: string(w.JobDescription),
+		CallBackURL:  string(w.CallBackURL),
+		CreationDate: w.CreationDate.Time, CompletionDate: w.CompletionDate.Time,
+		Completed: bool(w.Completed), StatusCode: string(w.StatusCode), StatusMessage: string(w.StatusMessage),
+		ArchiveID: string(w.ArchiveID), ArchiveSize: w.ArchiveSizeInBytes.or(-1), ArchiveTreeHash: w.ArchiveTreeHash.Hash,
+		TreeHash: w.SHA256TreeHash.Hash, Tier: Tier(w.Tier), InventorySize: w.InventorySize.or(-1),
+		Bucket: string(w.Bucket), Object: string(w.Object),
+		COSRange: string(w.Range), ArchiveDescription: string(w.ArchiveDescription),
+	}
+	if j.ID == "" {
+		return Job{}, errors.New("a job without an id")
+	}
+	if j.CallBackURL == "" {
+		j.CallBackURL = string(w.JobCallBackURL)
+	}
+	var ok bool
+	if j.Type, ok = jobActions[lowerASCII(string(w.Action))]; !ok {
+		j.Type = JobType(w.Action)
+	}
+	if p := w.InventoryParameters; p != nil {
+		j.InventoryFormat, j.InventoryMarker = string(p.Format), string(p.Marker)
+		j.StartDate, j.EndDate, j.Limit = p.StartDate.Time, p.EndDate.Time, int(p.Limit.or(0))
+		if j.StartDate.IsZero() {
+			j.StartDate = p.StatDate.Time
+		}
+		if j.Type == ArchiveRetrieval && j.ArchiveID == "" {
+			j.Type = InventoryRetrieval // the documents' tables name both actions alike
+		}
+	}
+	if s := string(w.RetrievalByteRange); s != "" {
+		r, err := ParseRange(s, j.ArchiveSize)
+		if err != nil {
+			return Job{}, err
+		}
+		j.Range = r
+	}
+	j.Condition = conditions(w.Condition)
+	return j, nil
+}
+
+// conditions takes an object or, as some documents have it, an array of objects.
+func conditions(raw json.RawMessage) map[string]string {
+	var many []map[string]flexString
+	var one map[string]flexString
+	if json.Unmarshal(raw, &one) == nil {
+		many = append(many, one)
+	} else if json.Unmarshal(raw, &many) != nil {
+		return nil
+	}
+	var out map[string]string
+	for _, m := range many {
+		for k, v := range m {
+			if out == nil {
+				out = make(map[string]string)
+			}
+			out[k] = string(v)
+		}
+	}
+	return out
+}
+
+// wireJobRequest is the body of Initiate Job. Limit is a string, as the
+// official SDK sends it.
+type wireJobRequest struct {
+	Type               JobType
+	Description        string `json:",omitempty"`
+	CallBackUrl        string `json:",omitempty"`
+	ArchiveId          string `json:",omitempty"`
+	RetrievalByteRange string `json:",omitempty"`
+	Tier               Tier   `json:",omitempty"`
+	Format             string `json:",omitempty"`
+
+	InventoryRetrievalParameters *wireInventoryRequest `json:",omitempty"`
+
+	Bucket             string            `json:",omitempty"`
+	Object             string            `json:",omitempty"`
+	Range              string            `json:",omitempty"`
+	Condition          map[string]string `json:",omitempty"`
+	ArchiveDescription string            `json:",omitempty"`
+}
+
+type wireInventoryRequest struct {
+	StartDate string `json:",omitempty"`
+	EndDate   string `json:",omitempty"`
+	Limit     string `json:",omitempty"`
+	Marker    string `json:",omitempty"`
+}
+
+func (r JobRequest) wire() (*wireJobRequest, error) {
+	const op = OpInitiateJob
+	archive := r.ArchiveID != "" || r.Range != Range{} || r.Tier != ""
+	inventory := r.Format != "" || !r.StartDate.IsZero() || !r.EndDate.IsZero() || r.Limit != 0 || r.Marker != ""
+	cos := r.Bucket != "" || r.Object != ""
+	pull := r.COSRange != "" || len(r.Condition) > 0 || r.ArchiveDescription != ""
+	var okArchive, okInventory, okCOS, okPull bool
+	switch r.Type {
+	case ArchiveRetrieval:
+		okArchive = true
+	case InventoryRetrieval:
+		okInventory = true
+	case PushToCOS:
+		okArchive, okCOS = true, true
+	case PullFromCOS:
+		okCOS, okPull = true, true
+	default:
+		return nil, invalid(op, "%q is no type of job", string(r.Type))
+	}
+	switch {
+	case archive && !okArchive, inventory && !okInventory, cos && !okCOS, pull && !okPull:
+		return nil, invalid(op, "fields are set that do not belong to %s", r.Type)
+	case okCOS && (r.Bucket == "" || r.Object == ""):
+		return nil, invalid(op, "%s needs bucket and object", r.Type)
+	case r.Range.Off < 0 || r.Range.Len < 0 || r.Range.Len == 0 && r.Range.Off != 0:
+		return nil, invalid(op, "bad range %+v", r.Range)
+	}
+	if okArchive {
+		if err := checkID(op, "archive id", r.ArchiveID); err != nil {
+			return nil, err
+		}
+	}
+	w := &wireJobRequest{
+		Type: r.Type, Description: r.Description, CallBackUrl: r.CallBackURL,
+		ArchiveId: r.ArchiveID, RetrievalByteRange: r.Range.String(), Tier: r.Tier, Format: r.Format,
+		Bucket: r.Bucket, Object: r.Object, Range: r.COSRange, Condition: r.Condition, ArchiveDescription: r.ArchiveDescription,
+	}
+	if okInventory {
+		p := &wireInventoryRequest{Marker: r.Marker}
+		if !r.StartDate.IsZero() {
+			p.StartDate = r.StartDate.UTC().Format(timeFormat)
+		}
+		if !r.EndDate.IsZero() {
+			p.EndDate = r.EndDate.UTC().Format(timeFormat)
+		}
+		if r.Limit != 0 {
+			p.Limit = strconv.Itoa(r.Limit)
+		}
+		w.InventoryRetrievalParameters = p
+	}
+	return w, nil
+}
 
 // JobFilter narrows List Jobs.
 type JobFilter struct {
@@ -120,34 +317,229 @@ type Output struct {
 // job running (and billed): it is not retried after the request was sent;
 // such an error matches ErrUnknown and callers look in ListJobs.
 func (c *Client) InitiateJob(ctx context.Context, vault string, r JobRequest) (string, error) {
-	panic("unimplemented")
+	const op = OpInitiateJob
+	if err := checkVault(op, vault); err != nil {
+		return "", err
+	}
+	w, err := r.wire()
+	if err != nil {
+		return "", err
+	}
+	body, err := jsonBody(w)
+	if err != nil {
+		return "", invalid(op, "%v", err)
+	}
+	rep, err := c.do(ctx, &request{
+		op: op, method: http.MethodPost, path: "/vaults/" + vault + "/jobs", body: body, once: true, bare: true,
+	})
+	if err != nil {
+		return "", err
+	}
+	id := rep.id("x-cas-job-id")
+	if checkID(op, "job id", id) != nil {
+		return "", fmt.Errorf("cas: %s: %w: %w: success without a job id", op, ErrUnknown, ErrProtocol)
+	}
+	return id, nil
+}
+
+func jobPath(op, vault, jobID string) (string, error) {
+	if err := checkVault(op, vault); err != nil {
+		return "", err
+	}
+	if err := checkID(op, "job id", jobID); err != nil {
+		return "", err
+	}
+	return "/vaults/" + vault + "/jobs/" + jobID, nil
 }
 
 // DescribeJob returns one job. Errors: ErrNotFound also when it has expired.
 func (c *Client) DescribeJob(ctx context.Context, vault, jobID string) (Job, error) {
-	panic("unimplemented")
+	const op = OpDescribeJob
+	path, err := jobPath(op, vault, jobID)
+	if err != nil {
+		return Job{}, err
+	}
+	rep, err := c.do(ctx, &request{op: op, method: http.MethodGet, path: path})
+	if err != nil {
+		return Job{}, err
+	}
+	var w wireJob
+	if err := rep.decode(op, &w); err != nil {
+		return Job{}, err
+	}
+	j, err := w.job()
+	if err != nil {
+		return Job{}, badReply(op, "%v", err)
+	}
+	return j, nil
 }
 
 // ListJobs returns one page of running and recently finished jobs.
 func (c *Client) ListJobs(ctx context.Context, vault string, f JobFilter) (JobPage, error) {
-	panic("unimplemented")
+	const op = OpListJobs
+	if err := checkVault(op, vault); err != nil {
+		return JobPage{}, err
+	}
+	q := append(pageQuery(f.Page), pair{"statuscode", f.StatusCode})
+	if f.Completed != nil {
+		q = append(q, pair{"completed", strconv.FormatBool(*f.Completed)})
+	}
+	rep, err := c.do(ctx, &request{op: op, method: http.MethodGet, path: "/vaults/" + vault + "/jobs", query: q})
+	if err != nil {
+		return JobPage{}, err
+	}
+	var w struct {
+		Marker  flexString
+		JobList []wireJob
+	}
+	if err := rep.decode(op, &w); err != nil {
+		return JobPage{}, err
+	}
+	page := JobPage{Marker: string(w.Marker)}
+	for i := range w.JobList {
+		j, err := w.JobList[i].job()
+		if err != nil {
+			return JobPage{}, badReply(op, "%v", err)
+		}
+		page.Jobs = append(page.Jobs, j)
+	}
+	return page, nil
 }
 
 // Jobs iterates over all jobs that match f.
 func (c *Client) Jobs(ctx context.Context, vault string, f JobFilter) iter.Seq2[Job, error] {
-	panic("unimplemented")
+	marker := f.Marker
+	return each(OpListJobs, func(m string) ([]Job, string, error) {
+		if f.Marker = m; m == "" {
+			f.Marker = marker
+		}
+		p, err := c.ListJobs(ctx, vault, f)
+		return p.Jobs, p.Marker, err
+	})
 }
 
 // JobOutput opens the output, or r of it (relative to the output's start; zero
-// Len: everything). Errors: ErrNotReady, ErrExpired, ErrNotFound.
+// Len: everything). Opening is retried, reading is not; ctx must live until Body is closed. Errors: ErrNotReady, ErrJobFailed, ErrExpired, ErrNotFound,
+// ErrInvalid for a range outside the output. A job the service does not know may be
+// an expired one, so ErrNotFound always comes with ErrExpired.
 func (c *Client) JobOutput(ctx context.Context, vault, jobID string, r Range) (*Output, error) {
-	panic("unimplemented")
+	const op = OpJobOutput
+	path, err := jobPath(op, vault, jobID)
+	if err != nil {
+		return nil, err
+	}
+	q := &request{op: op, method: http.MethodGet, path: path + "/output", stream: true}
+	if r != (Range{}) {
+		if r.Off < 0 || r.Len <= 0 || r.End() < 0 {
+			return nil, invalid(op, "bad range %+v", r)
+		}
+		q.header = []pair{{"range", "bytes=" + r.String()}}
+	}
+	rep, err := c.do(ctx, q)
+	if err != nil {
+		return nil, c.whyNoOutput(ctx, vault, jobID, err)
+	}
+	out, err := rep.output(r)
+	if err != nil {
+		rep.stream.Close()
+		return nil, err
+	}
+	return out, nil
 }
 
-// FetchRange reads one tree-aligned range of an archive job's output into buf
-// (len(buf) == r.Len), verifies it against the range's tree hash and retries
-// breaks and mismatches within the retry policy, resuming where a break
-// happened. Errors: ErrDigest, ErrExpired, ErrNotFound.
-func (c *Client) FetchRange(ctx context.Context, vault, jobID string, r Range, buf []byte) error {
-	panic("unimplemented")
+// whyNoOutput looks at the job: the service does not say which of its states
+// is behind a refusal.
+func (c *Client) whyNoOutput(ctx context.Context, vault, jobID string, err error) error {
+	var e *Error
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return fmt.Errorf("%w: %w", ErrExpired, err)
+	case !errors.Is(err, ErrInvalid) || !errors.As(err, &e) || e.Status == http.StatusRequestedRangeNotSatisfiable:
+		return err
+	}
+	j, derr := c.DescribeJob(ctx, vault, jobID)
+	switch {
+	case errors.Is(derr, ErrNotFound):
+		return fmt.Errorf("%w: %w", ErrExpired, err)
+	case derr != nil:
+		return err
+	case !j.Completed:
+		return fmt.Errorf("%w: %w", ErrNotReady, err)
+	case j.Failed():
+		return fmt.Errorf("%w: %s: %w", ErrJobFailed, oneLine(j.StatusMessage), err)
+	}
+	return err
 }
+
+// output checks that the reply is what was asked for, before anyone trusts a byte.
+func (r *reply) output(asked Range) (*Output, error) {
+	const op = OpJobOutput
+	out := &Output{Range: Range{0, r.length}, Total: r.length, ContentType: r.header.Get("Content-Type")}
+	var err error
+	if out.TreeHash, err = ParseHash(r.header.Get("x-cas-sha256-tree-hash")); err != nil {
+		return nil, badReply(op, "%v", err)
+	}
+	if r.status == http.StatusPartialContent {
+		if out.Range, out.Total, err = parseContentRange(r.header.Get("Content-Range")); err != nil {
+			return nil, badReply(op, "%v", err)
+		}
+		if r.length >= 0 && r.length != out.Range.Len {
+			return nil, badReply(op, "%d bytes for the range %s", r.length, out.Range)
+		}
+	}
+	if asked.Len > 0 && (out.Range.Off != asked.Off || out.Range.Len > asked.Len || out.Range.Len < 0) {
+		return nil, badReply(op, "the range %s for %s", out.Range, asked)
+	}
+	out.Body = &outputBody{r: r.stream, left: out.Range.Len}
+	return out, nil
+}
+
+// parseContentRange reads "bytes first-last/total"; total may be "*".
+func parseContentRange(s string) (r Range, total int64, err error) {
+	bad := fmt.Errorf("Content-Range %.80q", s)
+	unit, rest, _ := strings.Cut(strings.TrimSpace(s), " ")
+	span, all, ok := strings.Cut(rest, "/")
+	if !strings.EqualFold(unit, "bytes") || !ok {
+		return Range{}, 0, bad
+	}
+	total = -1
+	if all != "*" {
+		if total, err = parseOffset(all); err != nil {
+			return Range{}, 0, bad
+		}
+	}
+	if r, err = ParseRange(strings.TrimSpace(span), 0); err != nil || total >= 0 && r.End() > total {
+		return Range{}, 0, bad
+	}
+	return r, total, nil
+}
+
+// outputBody ends exactly after left bytes (-1: where the reply ends).
+type outputBody struct {
+	r    io.ReadCloser
+	left int64
+}
+
+func (b *outputBody) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		return 0, io.EOF
+	}
+	if b.left > 0 {
+		p = p[:min(int64(len(p)), b.left)]
+	}
+	n, err := b.r.Read(p)
+	if b.left > 0 {
+		b.left -= int64(n)
+	}
+	switch {
+	case err == nil || err == io.EOF && b.left <= 0:
+		return n, err
+	case b.left == 0:
+		return n, io.EOF
+	case err == io.EOF || err == io.ErrUnexpectedEOF:
+		return n, io.ErrUnexpectedEOF
+	}
+	return n, fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, err)
+}
+
+func (b *outputBody) Close() error { return b.r.Close() }
