@@ -1,5 +1,14 @@
 package jobs
 
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/casfs/casfs/cas"
+)
+
 // Metadata is what an archive description carries, so that the vault alone is
 // enough to rebuild the tree.
 type Metadata struct {
@@ -14,9 +23,193 @@ type Metadata struct {
 	Cut       bool   // Path lost its left part
 }
 
+// descriptionMagic begins every description of this format. Another format gets
+// another word, so that this one's reader leaves it alone.
+const descriptionMagic = "casfs1 "
+
+// pathByte reports whether b stands for itself in a description's path. The
+// set is RFC 3986's for paths: no blanks, no '%', nothing outside printable ASCII.
+func pathByte(b byte) bool {
+	switch {
+	case 'a' <= b && b <= 'z', 'A' <= b && b <= 'Z', '0' <= b && b <= '9':
+		return true
+	}
+	return strings.IndexByte("-._~/!$&'()*+,;=:@", b) >= 0
+}
+
+const upperHex = "0123456789ABCDEF"
+
+func percentEncode(s string) string {
+	var b strings.Builder
+	b.Grow(len(s))
+	for i := 0; i < len(s); i++ {
+		if pathByte(s[i]) {
+			b.WriteByte(s[i])
+			continue
+		}
+		b.WriteByte('%')
+		b.WriteByte(upperHex[s[i]>>4])
+		b.WriteByte(upperHex[s[i]&15])
+	}
+	return b.String()
+}
+
+func percentDecode(s string) (string, bool) {
+	var b strings.Builder
+	b.Grow(len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] != '%' {
+			if !pathByte(s[i]) {
+				return "", false
+			}
+			b.WriteByte(s[i])
+			continue
+		}
+		if i+2 >= len(s) {
+			return "", false
+		}
+		n, err := strconv.ParseUint(s[i+1:i+3], 16, 8)
+		if err != nil || s[i+1] == '+' {
+			return "", false
+		}
+		b.WriteByte(byte(n))
+		i += 2
+	}
+	return b.String(), true
+}
+
 // formatDescription writes casfs's description: printable ASCII, at most 1024 bytes, the path percent-encoded and
 // shortened from the left (path~=) when it does not fit.
-func formatDescription(m Metadata) string { panic("unimplemented") }
+func formatDescription(m Metadata) string {
+	var b strings.Builder
+	b.WriteString(descriptionMagic)
+	fmt.Fprintf(&b, "id=%s ino=%d v=%d size=%d mtime=%d mode=%o uid=%d gid=%d",
+		percentEncode(m.Intent), m.Ino, m.V, m.Size, m.Mtime, m.Mode, m.UID, m.GID)
+	if m.Segs > 1 {
+		fmt.Fprintf(&b, " seg=%d/%d", m.Seg, m.Segs)
+	}
+	head := b.String()
+	if path := percentEncode(m.Path); !m.Cut && len(head)+len(" path=")+len(path) <= cas.MaxDescription {
+		return head + " path=" + path
+	}
+	return head + " path~=" + tailPath(m.Path, cas.MaxDescription-len(head)-len(" path~="))
+}
+
+// tailPath encodes the longest right part of path that fits in n bytes and does
+// not begin inside a character.
+func tailPath(path string, n int) string {
+	from, used := len(path), 0
+	for from > 0 {
+		w := 3
+		if pathByte(path[from-1]) {
+			w = 1
+		}
+		if used+w > n {
+			break
+		}
+		used += w
+		from--
+	}
+	if from > 0 {
+		// Step over the rest of a cut character; bytes that are no UTF-8 stay.
+		for k := 1; k < utf8.UTFMax && from-k >= 0; k++ {
+			if utf8.RuneStart(path[from-k]) {
+				if r, size := utf8.DecodeRuneInString(path[from-k:]); r != utf8.RuneError && size > k {
+					from += size - k
+				}
+				break
+			}
+		}
+	}
+	return percentEncode(path[from:])
+}
 
 // parseDescription reads what formatDescription wrote; ok is false for anything else.
-func parseDescription(s string) (m Metadata, ok bool) { panic("unimplemented") }
+// Keys it does not know are ignored, so that the format can grow. The path is as untrusted as any description: see components.
+func parseDescription(s string) (m Metadata, ok bool) {
+	rest, found := strings.CutPrefix(s, descriptionMagic)
+	if !found || len(s) > cas.MaxDescription {
+		return Metadata{}, false
+	}
+	const (
+		hasID = 1 << iota
+		hasIno
+		hasV
+		hasSize
+		hasMtime
+		hasMode
+		hasPath
+		hasSeg
+		hasUID
+		hasGID
+		required = hasID | hasIno | hasV | hasSize | hasMtime | hasMode | hasPath
+	)
+	seen := 0
+	for field := range strings.SplitSeq(rest, " ") {
+		key, value, isPair := strings.Cut(field, "=")
+		if !isPair || key == "" {
+			return Metadata{}, false
+		}
+		var err error
+		bit, good := 0, true
+		switch key {
+		case "id":
+			bit = hasID
+			m.Intent, good = percentDecode(value)
+			good = good && m.Intent != ""
+		case "ino":
+			bit = hasIno
+			m.Ino, err = strconv.ParseUint(value, 10, 64)
+		case "v":
+			bit = hasV
+			m.V, err = strconv.ParseUint(value, 10, 64)
+		case "size":
+			bit = hasSize
+			m.Size, err = strconv.ParseInt(value, 10, 64)
+			good = m.Size >= 0
+		case "mtime":
+			bit = hasMtime
+			m.Mtime, err = strconv.ParseInt(value, 10, 64)
+		case "mode":
+			bit = hasMode
+			m.Mode, err = parse32(value, 8)
+		case "uid":
+			bit = hasUID
+			m.UID, err = parse32(value, 10)
+		case "gid":
+			bit = hasGID
+			m.GID, err = parse32(value, 10)
+		case "seg":
+			bit = hasSeg
+			i, n, _ := strings.Cut(value, "/")
+			m.Seg, err = strconv.Atoi(i)
+			if err == nil {
+				m.Segs, err = strconv.Atoi(n)
+			}
+			good = m.Segs > 1 && m.Seg >= 0 && m.Seg < m.Segs
+		case "path", "path~":
+			bit = hasPath
+			m.Path, good = percentDecode(value)
+			m.Cut = key == "path~"
+		}
+		if err != nil || !good || seen&bit != 0 {
+			return Metadata{}, false
+		}
+		seen |= bit
+	}
+	if seen&required != required {
+		return Metadata{}, false
+	}
+	return m, true
+}
+
+func parse32(s string, base int) (uint32, error) {
+	n, err := strconv.ParseUint(s, base, 32)
+	return uint32(n), err
+}
+
+// jobDescription is the note casfs puts on its jobs: a lost answer to Initiate
+// Job is found again in List Jobs by it.
+func jobDescription(catalogID string, id uint64) string {
+	return fmt.Sprintf("casfs1 r=%s-%d", catalogID, id)
+}
