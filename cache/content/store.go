@@ -1,0 +1,542 @@
+package content
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Store is open for one process. Safe for concurrent use.
+type Store struct {
+	dirs         [places]string
+	stateDir     string
+	log          *slog.Logger
+	evict        func(id uint64) error
+	stagingLimit int64
+	cacheLimit   int64
+	stagingWait  time.Duration
+
+	// hook, when a test sets it, runs before every durable step and may fail it.
+	hook func(step string) error
+
+	wg sync.WaitGroup // evictor, pressure callbacks
+
+	mu     sync.Mutex
+	closed bool
+	nodes  map[uint64]*node
+	lru    lruList
+	space
+	eviction
+}
+
+// node is what the store knows of a local file whether it is open or not.
+type node struct {
+	id uint64
+
+	// Guarded by Store.mu; kind, place and partial change only while the file's
+	// io lock is held for writing as well, so either lock is enough to read them.
+	kind    Kind
+	place   place
+	partial bool // content that is not complete: has a .part name and a .map
+
+	// Guarded by Store.mu.
+	gone    bool     // removed; its bytes go with the last File
+	charged [2]int64 // by account
+	size    int64    // as of the last close
+	mtime   time.Time
+	atime   time.Time // last use as the disk has it
+	open    *open     // nil: no File and no operation
+	lruLinks
+
+	// The sets are replaced, never changed, under the file's io lock, and read without lock.
+	verified atomic.Pointer[ranges] // partial content only
+	punched  atomic.Pointer[ranges] // staging: dropped parts; nil: none
+}
+
+func (n *node) total() int64 { return n.charged[acctStaging] + n.charged[acctCache] }
+
+// open is the state shared by all Files of one number. Lock order: meta, io, path, mu, Store.mu.
+type open struct {
+	s    *Store
+	n    *node
+	refs int // Store.mu
+
+	// meta serialises everything that changes records or names; it is held over fsync.
+	meta sync.Mutex
+	// dropping keeps WriteVerified out while a range is being dropped.
+	dropping sync.RWMutex
+	// io is held for reading by whoever reads or writes bytes, for writing (never
+	// over fsync or a wait) by whoever takes bytes away or changes the kind.
+	io sync.RWMutex
+	// path is held while the file has no settled name: opening, renaming, removing.
+	path sync.Mutex
+	fd   atomic.Int64 // -1: not open yet
+	old  []int        // descriptors of the file's earlier place, kept for who has them from Fd
+
+	gen     atomic.Uint64 // counts changes, before they are made
+	dirSync atomic.Bool   // the name still needs syncDir
+	failed  atomic.Pointer[error]
+	recount atomic.Bool // charges may differ from allocation
+
+	mu      sync.Mutex
+	charges blockMap
+	batch   *verifyBatch
+}
+
+// Open creates the directories, lists what is there (only names and stat, no data is read).
+// Content whose range records are unreadable is dropped; staging is never dropped.
+// Parts of staging files that DropUploaded recorded are dropped again.
+func Open(o Options) (*Store, error) {
+	s := &Store{
+		stateDir:     o.StateDir,
+		log:          o.Logger,
+		evict:        o.Evict,
+		stagingLimit: o.StagingLimit,
+		cacheLimit:   o.CacheLimit,
+		stagingWait:  o.StagingWait,
+		nodes:        make(map[uint64]*node),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.stagingWait == 0 {
+		s.stagingWait = 10 * time.Minute
+	}
+	s.dirs[inStaging] = filepath.Join(o.StateDir, "staging")
+	s.dirs[inState] = filepath.Join(o.StateDir, "content")
+	if o.CacheDir != "" && !sameDir(o.CacheDir, o.StateDir) {
+		s.dirs[inCache] = filepath.Join(o.CacheDir, "content")
+	}
+	for _, d := range s.dirs {
+		if d == "" {
+			continue
+		}
+		if err := makeDirs(d); err != nil {
+			return nil, fmt.Errorf("local store: %w", noSpace(err))
+		}
+	}
+	if err := s.openSpace(o.MinFree); err != nil {
+		return nil, fmt.Errorf("local store: %w", err)
+	}
+	if err := s.load(); err != nil {
+		return nil, fmt.Errorf("local store: %w", err)
+	}
+	s.mu.Lock()
+	s.kickLocked()
+	s.mu.Unlock()
+	return s, nil
+}
+
+func sameDir(a, b string) bool {
+	if filepath.Clean(a) == filepath.Clean(b) {
+		return true
+	}
+	x, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	y, err := os.Stat(b)
+	return err == nil && os.SameFile(x, y)
+}
+
+// Close ends background work and fails everybody who waits for room with
+// os.ErrClosed. Files that are still open stay usable until closed.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return os.ErrClosed
+	}
+	s.closed = true
+	s.closeSpaceLocked()
+	s.mu.Unlock()
+	s.wg.Wait()
+	return nil
+}
+
+// step is called before everything that changes the disk in a way a restart can see.
+func (s *Store) step(name string) error {
+	if s.hook == nil {
+		return nil
+	}
+	return s.hook(name)
+}
+
+// List returns all local files.
+func (s *Store) List() []Entry {
+	s.mu.Lock()
+	list := make([]Entry, 0, len(s.nodes))
+	var live []uint64
+	for _, n := range s.nodes {
+		if n.gone {
+			continue
+		}
+		if n.open != nil {
+			live = append(live, n.id)
+			continue
+		}
+		list = append(list, n.entryLocked())
+	}
+	s.mu.Unlock()
+	for _, id := range live {
+		if e, err := s.Stat(id); err == nil {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
+func (n *node) entryLocked() Entry {
+	return Entry{
+		ID: n.id, Kind: n.kind, Complete: !n.partial && n.punched.Load() == nil,
+		Size: n.size, Allocated: n.total(), Mtime: n.mtime,
+	}
+}
+
+// Stat returns one entry. Errors: ErrNotExist.
+func (s *Store) Stat(id uint64) (Entry, error) {
+	s.mu.Lock()
+	n := s.nodes[id]
+	if n == nil || n.gone {
+		s.mu.Unlock()
+		return Entry{}, ErrNotExist
+	}
+	if n.open == nil {
+		e := n.entryLocked()
+		s.mu.Unlock()
+		return e, nil
+	}
+	o := n.open
+	o.refs++
+	s.mu.Unlock()
+	defer s.release(o)
+	var st unix.Stat_t
+	err := o.stat(&st)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n.gone {
+		return Entry{}, ErrNotExist
+	}
+	e := n.entryLocked()
+	if err == nil {
+		e.Size, e.Allocated, e.Mtime = st.Size, st.Blocks*512, time.Unix(st.Mtim.Unix())
+	}
+	return e, err
+}
+
+// hold returns the shared state of id with a reference on it.
+func (s *Store) hold(id uint64) (*open, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.nodes[id]
+	if n == nil || n.gone {
+		return nil, ErrNotExist
+	}
+	return s.holdLocked(n), nil
+}
+
+func (s *Store) holdLocked(n *node) *open {
+	if n.open == nil {
+		n.open = &open{s: s, n: n}
+		n.open.fd.Store(-1)
+		// Whether an earlier process, or File, made the name durable is not known.
+		n.open.dirSync.Store(true)
+	}
+	n.open.refs++
+	return n.open
+}
+
+// release gives a reference back. The last one settles the account with the
+// file system: blocks are counted as allocated, not as written.
+func (s *Store) release(o *open) {
+	for {
+		s.mu.Lock()
+		if o.refs > 1 || o.fd.Load() < 0 || o.n.gone || !o.recount.Load() {
+			break
+		}
+		s.mu.Unlock()
+		o.io.Lock()
+		if err := o.recountLocked(); err != nil {
+			s.log.Warn("cannot stat a local file", "id", o.n.id, "err", err)
+		}
+		o.io.Unlock()
+	}
+	o.refs--
+	if o.refs > 0 {
+		s.mu.Unlock()
+		return
+	}
+	n := o.n
+	n.open = nil
+	s.mu.Unlock()
+	for _, fd := range append(o.old, int(o.fd.Load())) {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	s.mu.Lock()
+	if n.gone {
+		s.unchargeLocked(n, n.total())
+	}
+	if n.kind == Content {
+		s.progress++ // a file that was open may be evictable now
+	}
+	s.roomLocked()
+	s.mu.Unlock()
+}
+
+// ensureOpen opens the data file once for all Files of the number.
+func (o *open) ensureOpen() error {
+	o.path.Lock()
+	defer o.path.Unlock()
+	if o.fd.Load() >= 0 {
+		return nil
+	}
+	o.s.mu.Lock()
+	gone, path := o.n.gone, o.s.dataPath(o.n)
+	o.s.mu.Unlock()
+	if gone {
+		return ErrNotExist
+	}
+	fd, err := openFile(path, 0)
+	if err != nil {
+		return err
+	}
+	o.fd.Store(int64(fd))
+	return nil
+}
+
+func openFile(path string, flags int) (int, error) {
+	for {
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW|flags, 0o600)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return -1, noSpace(&fs.PathError{Op: "open", Path: path, Err: err})
+		}
+		return fd, nil
+	}
+}
+
+func (o *open) stat(st *unix.Stat_t) error {
+	if err := o.ensureOpen(); err != nil {
+		return err
+	}
+	return unix.Fstat(int(o.fd.Load()), st)
+}
+
+// CreateStaging makes an empty staging file and opens it. It needs no room and does not wait.
+// Errors: ErrNoSpace (the file system is full), fs.ErrExist.
+func (s *Store) CreateStaging(id uint64) (*File, error) {
+	return s.create(&node{id: id, kind: Staging, place: inStaging}, 0)
+}
+
+// CreateContent makes an empty content file of size bytes (all holes, nothing verified) and opens it.
+// A file of 0 bytes is complete at once. Errors: ErrNoSpace, fs.ErrExist.
+func (s *Store) CreateContent(id uint64, size int64) (*File, error) {
+	if size < 0 {
+		return nil, fmt.Errorf("content of %d bytes: %w", size, unix.EINVAL)
+	}
+	n := &node{id: id, kind: Content, place: s.contentPlace(), partial: size > 0}
+	n.verified.Store(&ranges{})
+	if size > 0 {
+		// A record left under this number must not vouch for the new file.
+		if err := os.Remove(s.path(n.place, id, mapSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return s.create(n, size)
+}
+
+func (s *Store) contentPlace() place {
+	if s.dirs[inCache] != "" {
+		return inCache
+	}
+	return inState
+}
+
+func (s *Store) create(n *node, size int64) (*File, error) {
+	n.size = size
+	n.mtime = time.Now()
+	n.atime = n.mtime
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil, os.ErrClosed
+	}
+	if s.nodes[n.id] != nil {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("local file %x: %w", n.id, fs.ErrExist)
+	}
+	s.nodes[n.id] = n
+	o := s.holdLocked(n)
+	o.path.Lock() // nobody else knows o yet: who opens the number meanwhile waits for the file
+	path := s.dataPath(n)
+	s.mu.Unlock()
+
+	err := s.step("create")
+	fd := -1
+	if err == nil {
+		fd, err = openFile(path, unix.O_CREAT|unix.O_EXCL)
+	}
+	if err == nil && size > 0 {
+		if err = ignoringEINTR(func() error { return unix.Ftruncate(fd, size) }); err != nil {
+			unix.Close(fd)
+			os.Remove(path)
+			err = noSpace(&fs.PathError{Op: "truncate", Path: path, Err: err})
+		}
+	}
+	s.mu.Lock()
+	if err != nil {
+		n.gone = true
+		delete(s.nodes, n.id)
+	} else {
+		o.fd.Store(int64(fd))
+		if n.kind == Content {
+			s.lru.pushBack(n)
+		}
+	}
+	s.mu.Unlock()
+	o.path.Unlock()
+	if err != nil {
+		s.release(o)
+		return nil, err
+	}
+	return newFile(o), nil
+}
+
+// Open opens a local file of either kind. Errors: ErrNotExist.
+func (s *Store) Open(id uint64) (*File, error) {
+	o, err := s.hold(id)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.ensureOpen(); err != nil {
+		s.release(o)
+		return nil, err
+	}
+	return newFile(o), nil
+}
+
+// Remove deletes a local file; open Files keep working until closed, and their bytes
+// stay charged until then. Errors: ErrNotExist.
+func (s *Store) Remove(id uint64) error {
+	o, err := s.hold(id)
+	if err != nil {
+		return err
+	}
+	defer s.release(o)
+	n := o.n
+	o.meta.Lock()
+	defer o.meta.Unlock()
+	o.path.Lock()
+	defer o.path.Unlock()
+	s.mu.Lock()
+	if n.gone {
+		s.mu.Unlock()
+		return ErrNotExist
+	}
+	n.gone = true
+	data, place, kind := s.dataPath(n), n.place, n.kind
+	s.mu.Unlock()
+
+	remove := func(step, path string) error {
+		if err := s.step(step); err != nil {
+			return err
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	// A staging file must not outlive its record (its holes would pass for zeros), a map not its content.
+	if kind == Content && n.partial {
+		err = remove("remove.map", s.path(place, id, mapSuffix))
+	}
+	if err == nil {
+		err = remove("remove.data", data)
+	}
+	s.mu.Lock()
+	if err != nil {
+		n.gone = false
+		s.mu.Unlock()
+		return err
+	}
+	delete(s.nodes, id)
+	s.lru.remove(n)
+	s.mu.Unlock()
+	if kind == Staging && n.punched.Load() != nil {
+		if err := remove("remove.punched", s.path(place, id, punchedSuffix)); err != nil {
+			s.log.Warn("cannot remove the record of a removed staging file", "id", id, "err", err)
+		}
+	}
+	return nil
+}
+
+// Quarantine moves a staging file the catalog does not know to lost+found/ below StateDir and returns its path; never deletes.
+// Errors: ErrNotExist, ErrWrongKind (content is disposable: Remove it).
+func (s *Store) Quarantine(id uint64) (string, error) {
+	o, err := s.hold(id)
+	if err != nil {
+		return "", err
+	}
+	defer s.release(o)
+	n := o.n
+	o.meta.Lock()
+	defer o.meta.Unlock()
+	o.path.Lock()
+	defer o.path.Unlock()
+	if n.kind != Staging {
+		return "", ErrWrongKind
+	}
+	dir := filepath.Join(s.stateDir, "lost+found")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", noSpace(err)
+	}
+	var to string
+	for i := 0; ; i++ {
+		to = filepath.Join(dir, fmt.Sprintf("staging-%016x", id))
+		if i > 0 {
+			to += fmt.Sprintf(".%d", i)
+		}
+		if err := s.step("quarantine.rename"); err != nil {
+			return "", err
+		}
+		// NOREPLACE: a number may come up again after the catalog was restored from an older copy.
+		err := unix.Renameat2(unix.AT_FDCWD, s.dataPath(n), unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+		if err == nil {
+			break
+		}
+		if err != unix.EEXIST || i > math.MaxInt16 {
+			return "", noSpace(&os.LinkError{Op: "rename", Old: s.dataPath(n), New: to, Err: err})
+		}
+	}
+	if n.punched.Load() != nil {
+		if err := os.Rename(s.path(inStaging, id, punchedSuffix), to+punchedSuffix); err != nil {
+			s.log.Warn("cannot move the record of a quarantined file", "path", to, "err", err)
+		}
+	}
+	s.mu.Lock()
+	n.gone = true
+	delete(s.nodes, id)
+	s.mu.Unlock()
+	return to, s.syncDir(to)
+}
+
+func ignoringEINTR(fn func() error) error {
+	for {
+		if err := fn(); err != unix.EINTR {
+			return err
+		}
+	}
+}
