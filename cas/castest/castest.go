@@ -3,7 +3,9 @@
 package castest
 
 import (
+	"math/rand/v2"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,8 +35,8 @@ type Fault struct {
 	Kind        Kind
 	Skip, Count int
 	Probability float64
-	HTTPStatus  int
-	Code        string
+	HTTPStatus  int    // of Status; 0: the code's own
+	Code        string // of Status; "": ServiceUnavailableException
 	Bytes       int64
 	Delay       time.Duration
 }
@@ -42,26 +44,134 @@ type Fault struct {
 // Server is a store in process.
 type Server struct {
 	Store *local.Store
-	impl  serverImpl
+
+	mu      sync.Mutex
+	counts  map[string]int
+	faults  []*armed
+	rng     *rand.Rand
+	closed  bool
+	running sync.WaitGroup // handlers
 }
 
-type serverImpl struct{}
+// armed is a fault with its counters.
+type armed struct {
+	Fault
+	seen, fired int
+}
 
 // New opens a store in o.Dir ("": t.TempDir()) and closes it at the end of t.
-// Zero o.Delays finish jobs at once.
-func New(t testing.TB, o local.Options) *Server { panic("unimplemented") }
+// Zero o.Delays finish jobs at once. Nothing is synced to disk: a test that
+// pulls the plug uses package local itself.
+func New(t testing.TB, o local.Options) *Server {
+	t.Helper()
+	if o.Dir == "" {
+		o.Dir = t.TempDir()
+	}
+	o.NoSync = true
+	store, err := local.Open(o)
+	if err != nil {
+		t.Fatalf("castest: %v", err)
+	}
+	s := &Server{Store: store, counts: map[string]int{}}
+	s.Seed(1)
+	t.Cleanup(func() {
+		s.mu.Lock()
+		s.closed = true
+		s.mu.Unlock()
+		s.running.Wait()
+		if err := store.Close(); err != nil {
+			t.Errorf("castest: close: %v", err)
+		}
+	})
+	return s
+}
 
 // Transport calls the handler in process, through the faults. It works inside testing/synctest.
-func (s *Server) Transport() http.RoundTripper { panic("unimplemented") }
+func (s *Server) Transport() http.RoundTripper { return transport{s} }
 
 // Client is a cas.Client on Transport with fast retries.
-func (s *Server) Client(t testing.TB) *cas.Client { panic("unimplemented") }
+func (s *Server) Client(t testing.TB) *cas.Client {
+	t.Helper()
+	cr := s.Store.Credentials()
+	c, err := cas.New(cas.Options{
+		Endpoint:    "http://cas.test",
+		AppID:       cr.AppID,
+		Credentials: cas.Credentials{SecretID: cr.SecretID, SecretKey: cr.SecretKey},
+		Transport:   s.Transport(),
+		Retry:       cas.RetryPolicy{MaxAttempts: 6, Initial: time.Millisecond, Max: 10 * time.Millisecond},
+	})
+	if err != nil {
+		t.Fatalf("castest: %v", err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
 
-// Inject adds a fault and returns a function that removes it.
-func (s *Server) Inject(f Fault) (remove func()) { panic("unimplemented") }
+// Inject adds a fault and returns a function that removes it. Of several that
+// fire on one call, Delay comes first and then the earliest of those that end the call.
+func (s *Server) Inject(f Fault) (remove func()) {
+	a := &armed{Fault: f}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = append(s.faults, a)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for i, b := range s.faults {
+			if a == b {
+				s.faults = append(s.faults[:i:i], s.faults[i+1:]...)
+				return
+			}
+		}
+	}
+}
 
 // Count returns how many requests of op ("*": all) have arrived, faulted ones included.
-func (s *Server) Count(op string) int { panic("unimplemented") }
+func (s *Server) Count(op string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counts[op]
+}
 
 // Seed makes Probability reproducible.
-func (s *Server) Seed(seed uint64) { panic("unimplemented") }
+func (s *Server) Seed(seed uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rng = rand.New(rand.NewPCG(seed, seed))
+}
+
+// arrive counts a request and returns copies of the faults that fire on it.
+func (s *Server) arrive(op string) []Fault {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts["*"]++
+	if op != "" {
+		s.counts[op]++
+	}
+	var fire []Fault
+	for _, a := range s.faults {
+		if a.Op != "" && a.Op != "*" && a.Op != op {
+			continue
+		}
+		a.seen++
+		if a.seen <= a.Skip || a.Count > 0 && a.fired >= a.Count {
+			continue
+		}
+		if a.Probability > 0 && s.rng.Float64() >= a.Probability {
+			continue
+		}
+		a.fired++
+		fire = append(fire, a.Fault)
+	}
+	return fire
+}
+
+// begin counts a running handler; false: the test has ended.
+func (s *Server) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.running.Add(1)
+	}
+	return !s.closed
+}

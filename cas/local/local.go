@@ -4,13 +4,42 @@
 // offers to other machines, and what every test runs against. It shares no
 // code with package cas (its own signing and tree hash), so that client and
 // server do not share a bug.
+//
+// # Disk
+//
+//	DIR/lock                       flock; the holder's pid
+//	DIR/credentials                the account, in cascmd's INI format (0600)
+//	DIR/tmp/                       vaults being made or removed; emptied at Open
+//	DIR/cos/BUCKET/OBJECT          what push-to-cos writes and pull-from-cos reads
+//	DIR/vaults/V/log               all metadata of a vault: checksummed JSON lines
+//	DIR/vaults/V/archives/NNNN/ID  an archive's bytes, a plain (sparse) file
+//	                  …/ID.tree    its leaf hashes, 32 bytes per MiB, when there are several
+//	                  …/ID.part-*  a part that was sent again, until Complete
+//	DIR/vaults/V/jobs/ID           the output of an inventory job
+//
+// V is derived from the vault's name. A directory NNNN takes 1024 archives.
+//
+// # Crashes
+//
+// A reply is sent after data, directory entry and log record are on disk, in
+// that order; requests in flight at the same time share the fsync of the log.
+// Data is written under its final name from the first byte on, and is garbage
+// until the log mentions it: Open deletes every file that no record explains. The archive of
+// a multipart upload gets its ID when the upload is opened; parts go to
+// their offsets in its file, so Complete writes nothing but a record. A
+// part that is sent again while the first one is acknowledged, or still
+// arriving, goes to a file of its own (ID.part-*), and Complete copies it in.
 package local
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 )
 
@@ -29,23 +58,76 @@ type Options struct {
 	UploadLife, OutputLife time.Duration
 	// InventoryAge makes inventories and vault counts snapshots of that age; 0 is live.
 	InventoryAge time.Duration
-	// Lenient accepts part sizes that are no power of two (cascmd's 48 MiB).
+	// Lenient accepts part sizes that are no power of two (cascmd's 48 MiB), in multiples of 1 MiB.
 	Lenient bool
 	// Now is the store's clock; nil: time.Now.
 	Now func() time.Time
-	// MinRate is how slow a client may send a body (bytes/s) before 408; 0: 1 KiB/s after 60 s grace.
-	Logger *slog.Logger
+	// Stall is how long a client may send nothing, within a head or a body,
+	// before 408; 0: 60 s. MinRate is how slow it may send a body on average
+	// (bytes/s) once Stall is over; 0: 1 KiB/s.
+	Stall   time.Duration
+	MinRate int64
+	// MaxRate is how many requests per second are served before
+	// ThrottlingException; 0: no limit (the service's own is 800).
+	MaxRate int
+	// NoSync leaves out every fsync: a power cut may lose anything, a killed
+	// process nothing. For tests.
+	NoSync bool
+	// Callbacks sends notifications; nil: a transport of the store's own.
+	Callbacks http.RoundTripper
+	Logger    *slog.Logger // nil: discard
 }
 
 // Store is an open store directory. One process holds it at a time (flock).
-type Store struct{ impl storeImpl }
+// It is safe for concurrent use.
+type Store struct {
+	dir          string
+	region       string
+	delays       Delays
+	uploadLife   int64 // ms
+	outputLife   int64 // ms
+	inventoryAge int64 // ms; 0: live
+	lenient      bool
+	noSync       bool
+	clock        func() time.Time
+	stallTime    time.Duration
+	rate         int64
+	maxRate      int
+	logger       *slog.Logger
+	headKey      string // name of the header in which Serve hands over what it mended
+	lock         *os.File
 
-type storeImpl struct{}
+	creds Credentials
+
+	credMu   sync.Mutex
+	endpoint string
+
+	rateMu     sync.Mutex
+	rateSecond time.Time
+	rateCount  int
+
+	vaultOps sync.Mutex // held while a vault is created or deleted
+	mu       sync.RWMutex
+	vaults   map[string]*vault
+
+	sweepMu   sync.Mutex
+	lastSweep int64
+
+	// Work that outlives requests: jobs that settle by themselves and callbacks.
+	ctx       context.Context
+	cancel    context.CancelFunc
+	work      workGroup
+	callbacks *http.Client
+	slots     slots
+}
 
 // Credentials of the generated account.
 type Credentials struct {
 	AppID, SecretID, SecretKey string
 }
+
+// String hides the key.
+func (c Credentials) String() string { return c.AppID + "/" + c.SecretID }
 
 // ErrInUse is wrapped by Open when another process holds the directory; the
 // message names its pid.
@@ -57,23 +139,91 @@ func (errInUse) Error() string { return "store directory is in use" }
 
 // Open opens or creates the store in o.Dir, collects what crashes left behind,
 // and writes DIR/credentials (0600, cascmd's INI format) on first start.
-func Open(o Options) (*Store, error) { panic("unimplemented") }
+func Open(o Options) (*Store, error) {
+	if o.Dir == "" {
+		return nil, errors.New("local: Options.Dir is empty")
+	}
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		dir: dir, region: o.Region, delays: o.Delays, lenient: o.Lenient, noSync: o.NoSync, clock: o.Now,
+		uploadLife: o.UploadLife.Milliseconds(), outputLife: o.OutputLife.Milliseconds(), inventoryAge: o.InventoryAge.Milliseconds(),
+		stallTime: o.Stall, rate: o.MinRate, maxRate: o.MaxRate, logger: o.Logger,
+		headKey: "X-Casfs-" + newKey(24), vaults: map[string]*vault{},
+	}
+	const day = 24 * 60 * 60 * 1000
+	if s.region == "" {
+		s.region = "local"
+	}
+	if s.uploadLife <= 0 {
+		s.uploadLife = day
+	}
+	if s.outputLife <= 0 {
+		s.outputLife = day
+	}
+	if s.clock == nil {
+		s.clock = time.Now
+	}
+	if s.logger == nil {
+		s.logger = slog.New(slog.DiscardHandler)
+	}
+	if err := s.openDir(o); err != nil {
+		s.unlock()
+		return nil, fmt.Errorf("local: open %s: %w", dir, err)
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.startCallbacks(o.Callbacks)
+	for _, v := range s.vaults {
+		v.armAll()
+	}
+	return s, nil
+}
 
 // Credentials returns the account the store accepts.
-func (s *Store) Credentials() Credentials { panic("unimplemented") }
+func (s *Store) Credentials() Credentials { return s.creds }
 
-// ServeHTTP implements the service; usable in process. Requests with two Host
-// headers only get here through Serve, which mends the head first.
-func (s *Store) ServeHTTP(w http.ResponseWriter, r *http.Request) { panic("unimplemented") }
+// Close stops background work (callbacks, collection) and releases the
+// directory. Requests must have ended before.
+func (s *Store) Close() error {
+	s.mu.RLock()
+	for _, v := range s.vaults {
+		v.mu.Lock()
+		for _, j := range v.jobs {
+			j.stopTimer()
+		}
+		v.mu.Unlock()
+	}
+	s.mu.RUnlock()
+	s.cancel()
+	s.work.close()
+	s.callbacks.CloseIdleConnections()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, v := range s.vaults {
+		errs = append(errs, v.log.close())
+	}
+	s.vaults = map[string]*vault{}
+	s.unlock()
+	return errors.Join(errs...)
+}
 
-var _ http.Handler = (*Store)(nil)
+func (s *Store) now() time.Time { return s.clock() }
 
-// Serve accepts connections on l until ctx ends, then lets requests in flight
-// finish for up to 10 s. It mends request heads with several Host lines before net/http sees them.
-func (s *Store) Serve(ctx context.Context, l net.Listener) error { panic("unimplemented") }
+func (s *Store) nowMillis() int64 { return millis(s.clock()) }
 
-// SetEndpoint records the address in DIR/credentials, for users and tests to read.
-func (s *Store) SetEndpoint(endpoint string) error { panic("unimplemented") }
+func (s *Store) stall() time.Duration {
+	if s.stallTime > 0 {
+		return s.stallTime
+	}
+	return 60 * time.Second
+}
 
-// Close stops background work (callbacks, collection) and releases the directory.
-func (s *Store) Close() error { panic("unimplemented") }
+func (s *Store) minRate() int64 {
+	if s.rate > 0 {
+		return s.rate
+	}
+	return 1024
+}

@@ -1,0 +1,184 @@
+package local
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// openDir takes the lock, reads the account and every vault, and removes what
+// crashes left behind.
+func (s *Store) openDir(o Options) error {
+	for _, d := range []string{"", "vaults", "cos", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o700); err != nil {
+			return err
+		}
+	}
+	if err := s.takeLock(); err != nil {
+		return err
+	}
+	if err := errors.Join(emptyDir(filepath.Join(s.dir, "tmp")), removeNew(s.dir), s.syncDir(s.dir)); err != nil {
+		return err
+	}
+	if err := s.readCredentials(o.AppID); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(filepath.Join(s.dir, "vaults"))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		v, err := loadVault(s, filepath.Join(s.dir, "vaults", e.Name()))
+		if err != nil {
+			for _, v := range s.vaults {
+				v.log.close()
+			}
+			return err
+		}
+		s.vaults[v.name] = v
+		if err := v.collect(); err != nil {
+			s.logger.Warn("garbage not removed", "vault", v.name, "error", err)
+		}
+	}
+	return nil
+}
+
+// takeLock holds DIR/lock until unlock; the kernel drops it with the process.
+func (s *Store) takeLock() error {
+	f, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		defer f.Close()
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return err
+		}
+		b := make([]byte, 32)
+		n, _ := f.ReadAt(b, 0)
+		if pid := strings.TrimSpace(string(b[:n])); pid != "" {
+			return fmt.Errorf("%w by process %s", ErrInUse, pid)
+		}
+		return fmt.Errorf("%w by another process", ErrInUse)
+	}
+	s.lock = f
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	return err
+}
+
+func (s *Store) unlock() {
+	if s.lock != nil {
+		s.lock.Close()
+		s.lock = nil
+	}
+}
+
+// readCredentials reads the account of DIR/credentials and completes the file.
+func (s *Store) readCredentials(appID string) error {
+	path := filepath.Join(s.dir, "credentials")
+	b, err := os.ReadFile(path)
+	if err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	had := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		if k, v, ok := strings.Cut(line, "="); ok {
+			had[strings.ToLower(strings.TrimSpace(k))] = strings.TrimSpace(v)
+		}
+	}
+	s.endpoint = had["endpoint"]
+	s.creds = Credentials{AppID: had["appid"], SecretID: had["secretid"], SecretKey: had["secretkey"]}
+	if appID != "" {
+		s.creds.AppID = appID
+	}
+	if s.creds.AppID == "" || s.creds.AppID == "-" {
+		s.creds.AppID = "125" + digits(7)
+	}
+	if _, ok := parseDecimal(s.creds.AppID); !ok {
+		return fmt.Errorf("the account must be a decimal number, not %q", s.creds.AppID)
+	}
+	if s.creds.SecretID == "" || s.creds.SecretKey == "" {
+		s.creds.SecretID, s.creds.SecretKey = "AKID"+newKey(32), newKey(32)
+	}
+	if s.endpoint == "" {
+		s.endpoint = "localhost"
+	}
+	return s.writeCredentials()
+}
+
+func (s *Store) writeCredentials() error {
+	text := fmt.Sprintf("[CASCredentials]\nendpoint = %s\nappid = %s\nsecretid = %s\nsecretkey = %s\n",
+		s.endpoint, s.creds.AppID, s.creds.SecretID, s.creds.SecretKey)
+	return replaceFile(filepath.Join(s.dir, "credentials"), []byte(text), 0o600, !s.noSync)
+}
+
+// SetEndpoint records the address in DIR/credentials, for users and tests to read.
+func (s *Store) SetEndpoint(endpoint string) error {
+	if strings.ContainsAny(endpoint, "\r\n") {
+		return fmt.Errorf("local: endpoint %q", endpoint)
+	}
+	s.credMu.Lock()
+	defer s.credMu.Unlock()
+	s.endpoint = endpoint
+	return s.writeCredentials()
+}
+
+// names are host names a client may have signed whatever it sent as Host.
+func (s *Store) names() []string {
+	s.credMu.Lock()
+	defer s.credMu.Unlock()
+	e := s.endpoint
+	if i := strings.Index(e, "://"); i >= 0 {
+		e = e[i+3:]
+	}
+	if h, _, err := net.SplitHostPort(e); err == nil {
+		return []string{e, h, "localhost"}
+	}
+	return []string{e, "localhost"}
+}
+
+func digits(n int) string {
+	var sb strings.Builder
+	for sb.Len() < n {
+		for _, c := range newID(n) {
+			if '0' <= c && c <= '9' && sb.Len() < n {
+				sb.WriteRune(c)
+			}
+		}
+	}
+	return sb.String()
+}
+
+// emptyDir removes everything in dir.
+func emptyDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
+}
+
+func (s *Store) syncDir(dir string) error {
+	if s.noSync {
+		return nil
+	}
+	return syncDir(dir)
+}
+
+func (s *Store) syncFile(f *os.File) error {
+	if s.noSync {
+		return nil
+	}
+	return f.Sync()
+}

@@ -1,0 +1,244 @@
+package local
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// metaLog is an append-only file of checksummed lines: eight hexadecimal digits
+// of CRC-32C, a blank, the record, a line feed. Appending is done in two steps
+// so that the order in the file is the order in which the owner's lock was held
+// while the slow part happens outside of it: enqueue, then wait. Waiters
+// share writes and fsyncs.
+type metaLog struct {
+	path string
+	f    *os.File
+	sync bool
+
+	qmu      sync.Mutex
+	queue    []byte
+	dirs     map[string]bool // directories whose entries the queue relies on
+	tickets  uint64          // batches begun
+	size     int64           // bytes of the file once the queue is written
+	reserved int64           // bytes allocated on disk
+
+	// flushMu is held while a batch is written: whoever gets it next finds
+	// its own record written already, or writes everything queued by then.
+	flushMu sync.Mutex
+	flushed uint64 // batches durable
+	err     error  // sticky: after a failed write or fsync nothing is known about the file's tail
+}
+
+const reserveStep = 256 << 10
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func appendLine(b, record []byte) []byte {
+	b = fmt.Appendf(b, "%08x ", crc32.Checksum(record, castagnoli))
+	b = append(b, record...)
+	return append(b, '\n')
+}
+
+// parseLine checks a line without its line feed and returns the record.
+func parseLine(line []byte) ([]byte, bool) {
+	if len(line) < 10 || line[8] != ' ' {
+		return nil, false
+	}
+	var sum uint32
+	for _, c := range line[:8] {
+		switch {
+		case '0' <= c && c <= '9':
+			sum = sum<<4 | uint32(c-'0')
+		case 'a' <= c && c <= 'f':
+			sum = sum<<4 | uint32(c-'a'+10)
+		default:
+			return nil, false
+		}
+	}
+	return line[9:], sum == crc32.Checksum(line[9:], castagnoli)
+}
+
+// replay calls each for every record of the file. A torn tail, which a crash
+// leaves, is cut off. Damage before the last good line is skipped and reported, so
+// that one bad sector does not hide the archives after it.
+func replay(path string, logger *slog.Logger, each func(record []byte) error) (damaged bool, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return false, err
+	}
+	good := 0 // end of the last good line
+	for off := 0; off < len(b); {
+		i := bytes.IndexByte(b[off:], '\n')
+		if i < 0 {
+			break
+		}
+		rec, ok := parseLine(b[off : off+i])
+		if ok {
+			if off > good {
+				damaged = true
+				logger.Error("damaged record skipped", "file", path, "offset", good, "bytes", off-good)
+			}
+			if err := each(rec); err != nil {
+				return damaged, fmt.Errorf("%s at %d: %w", path, off, err)
+			}
+			good = off + i + 1
+		}
+		off += i + 1
+	}
+	if good < len(b) {
+		logger.Warn("torn tail removed", "file", path, "offset", good, "bytes", len(b)-good)
+		if err := os.Truncate(path, int64(good)); err != nil {
+			return damaged, err
+		}
+	}
+	return damaged, nil
+}
+
+// openLog opens an existing file for appending.
+func openLog(path string, sync bool) (*metaLog, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &metaLog{path: path, f: f, sync: sync, dirs: map[string]bool{}, tickets: 1, size: size, reserved: size}, nil
+}
+
+// enqueue adds a record to the next batch and returns the ticket to wait on.
+// dir, when not empty, is a directory to be synced before the record is written.
+// It fails, without effect, when the disk has no room.
+func (l *metaLog) enqueue(record []byte, dir string) (uint64, error) {
+	l.qmu.Lock()
+	defer l.qmu.Unlock()
+	need := l.size + int64(len(record)) + 10
+	if need > l.reserved {
+		to := need + reserveStep
+		if err := reserve(l.f, l.reserved, to-l.reserved); err != nil {
+			return 0, err
+		}
+		l.reserved = to
+	}
+	l.queue = appendLine(l.queue, record)
+	l.size = need
+	if dir != "" {
+		l.dirs[dir] = true
+	}
+	return l.tickets, nil
+}
+
+// wait returns when the batch of ticket is on disk.
+func (l *metaLog) wait(ticket uint64) error {
+	l.flushMu.Lock()
+	defer l.flushMu.Unlock()
+	if l.flushed >= ticket {
+		return nil
+	}
+	if l.err != nil {
+		return l.err
+	}
+	l.qmu.Lock()
+	batch, dirs, upto := l.queue, l.dirs, l.tickets
+	l.queue, l.dirs = nil, map[string]bool{}
+	l.tickets++
+	l.qmu.Unlock()
+
+	if err := l.write(batch, dirs); err != nil {
+		l.err = fmt.Errorf("the store must be restarted: %w", err)
+		return l.err
+	}
+	l.flushed = upto
+	return nil
+}
+
+func (l *metaLog) write(batch []byte, dirs map[string]bool) error {
+	if l.sync {
+		for d := range dirs {
+			if err := syncDir(d); err != nil {
+				return err
+			}
+		}
+	}
+	if _, err := l.f.Write(batch); err != nil {
+		return err
+	}
+	if l.sync {
+		return l.f.Sync()
+	}
+	return nil
+}
+
+// broken returns the sticky error.
+func (l *metaLog) broken() error {
+	l.flushMu.Lock()
+	defer l.flushMu.Unlock()
+	return l.err
+}
+
+// close writes what is queued and gives back reserved space.
+func (l *metaLog) close() error {
+	l.qmu.Lock()
+	t, n := l.tickets, l.size
+	pending := len(l.queue) > 0
+	l.qmu.Unlock()
+	var err error
+	if pending {
+		err = l.wait(t)
+	}
+	if err == nil && l.broken() == nil {
+		err = l.f.Truncate(n)
+	}
+	return errors.Join(err, l.f.Close())
+}
+
+// writeLog replaces the file at path by the given lines, atomically.
+func writeLog(path string, lines []byte, sync bool) error {
+	return replaceFile(path, lines, 0o600, sync)
+}
+
+// syncDir makes the entries of a directory durable.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	return errors.Join(err, f.Close())
+}
+
+// replaceFile writes b to a temporary neighbour of path and renames it.
+func replaceFile(path string, b []byte, mode os.FileMode, sync bool) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Chmod(mode)
+	}
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	if sync {
+		return syncDir(filepath.Dir(path))
+	}
+	return nil
+}

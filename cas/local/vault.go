@@ -1,0 +1,526 @@
+package local
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+)
+
+const (
+	maxVaults = 1000
+	shardSize = 1024 // archives per directory
+)
+
+// vault is a vault in memory: the whole index, rebuilt from the log at Open.
+type vault struct {
+	s       *Store
+	name    string
+	dir     string
+	created int64
+	log     *metaLog
+	damaged bool // the log had bad records: nothing unknown is collected
+
+	mu       sync.Mutex
+	gone     bool // deleted
+	writers  int  // requests that are writing data
+	seq      uint64
+	archives map[string]*archive // live ones and tombstones
+	order    []*archive          // by seq
+	count    int64               // live
+	bytes    int64               // live
+	uploads  map[string]*upload
+	jobs     map[string]*job
+	byArch   map[string][]*job // jobs on an archive
+	jobIDs   []string          // sorted; nil: to be made
+	policy   string
+	notify   *notification
+	notifyAt int64
+	shard    int // where new archives go
+	inShard  int // archives there
+	snap     snapshot
+}
+
+// snapshot caches counts as of a stock-taking.
+type snapshot struct{ at, count, bytes int64 }
+
+// archive is an archive's record, kept for a while after its deletion: jobs on
+// it end as failed instead of unknown, and inventories of an earlier moment still list it.
+type archive struct {
+	id      string
+	desc    string
+	tree    digest
+	size    int64
+	created int64
+	seq     uint64
+	shard   int
+	deleted int64  // 0: live
+	delSeq  uint64 // tie-break within a millisecond
+	kept    bool   // deleted, but its bytes still serve finished jobs
+}
+
+// vaultDir maps a vault's name to a directory name. "." and ".." are legal
+// names, and names that differ in case only may not share a directory on any
+// file system, hence the prefix and the hash.
+func vaultDir(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return "v-" + name[:min(len(name), 100)] + "-" + hex.EncodeToString(sum[:6])
+}
+
+func newVault(s *Store, dir string) *vault {
+	return &vault{
+		s: s, dir: dir, archives: map[string]*archive{}, uploads: map[string]*upload{},
+		jobs: map[string]*job{}, byArch: map[string][]*job{},
+	}
+}
+
+func (v *vault) qcs() string { return v.s.qcs(v.name) }
+
+func (s *Store) qcs(name string) string {
+	return "qcs:id/0:cas:" + s.region + ":uid/" + s.creds.AppID + ":vaults/" + name
+}
+
+// loadVault rebuilds a vault from its log.
+func loadVault(s *Store, dir string) (*vault, error) {
+	v := newVault(s, dir)
+	path := filepath.Join(dir, "log")
+	lines := 0
+	damaged, err := replay(path, s.logger, func(b []byte) error {
+		var r record
+		if err := json.Unmarshal(b, &r); err != nil {
+			return err
+		}
+		lines++
+		v.apply(&r)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if v.name == "" {
+		return nil, fmt.Errorf("%s: no vault record", path)
+	}
+	copies, err := filepath.Glob(path + ".damaged-*")
+	if err != nil {
+		return nil, err
+	}
+	v.damaged = damaged || len(copies) > 0
+	if err := v.compact(path, lines, damaged); err != nil {
+		return nil, err
+	}
+	if v.log, err = openLog(path, !s.noSync); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// apply changes the index as the record says. Replay and live operation both
+// come through here, under mu, in the order of the log.
+func (v *vault) apply(r *record) {
+	v.seq = max(v.seq, r.Seq)
+	switch r.Type {
+	case "vault":
+		v.name, v.created = r.Name, r.At
+	case "put":
+		v.applyPut(r)
+	case "del":
+		v.applyDelete(r)
+	case "mpu":
+		v.uploads[r.Upload] = &upload{
+			id: r.Upload, archive: r.ID, shard: r.Shard, seq: r.Seq, created: r.At, partSize: r.PartSize,
+			desc: r.Desc, parts: map[int64]part{}, busy: map[int64]*inPlace{},
+		}
+		v.useShard(r.Shard)
+	case "part":
+		if u := v.uploads[r.Upload]; u != nil && u.done == 0 {
+			u.parts[r.Off] = part{off: r.Off, size: r.Size, tree: r.Tree, overlay: r.Overlay}
+		}
+	case "abort":
+		delete(v.uploads, r.Upload)
+	case "job":
+		v.applyJob(r.Job)
+	case "end":
+		if j := v.jobs[r.ID]; j != nil {
+			j.end = r.End
+		}
+	case "told":
+		if j := v.jobs[r.ID]; j != nil {
+			j.told = true
+		}
+	case "gone":
+		v.dropJob(r.ID)
+	case "policy":
+		v.policy = r.Text
+	case "notify":
+		v.notify, v.notifyAt = r.Notify, r.At
+	}
+}
+
+func (v *vault) applyPut(r *record) {
+	if v.archives[r.ID] != nil {
+		return
+	}
+	a := &archive{id: r.ID, desc: r.Desc, tree: r.Tree, size: r.Size, created: r.At, seq: r.Seq, shard: r.Shard}
+	v.archives[a.id] = a
+	v.order = append(v.order, a)
+	v.count++
+	v.bytes += a.size
+	if j := v.jobs[r.JobID]; j != nil { // pull-from-cos
+		j.end = &jobEnd{At: max(j.Ready, r.At), Archive: a.id, Size: a.size}
+	}
+	if r.Upload == "" {
+		v.useShard(r.Shard)
+		return
+	}
+	u := v.uploads[r.Upload]
+	if u == nil { // compacted: the upload is only remembered for repeats of Complete
+		u = &upload{id: r.Upload, archive: r.ID, seq: r.Seq, created: r.At}
+		v.uploads[r.Upload] = u
+		v.useShard(r.Shard)
+	}
+	u.done, u.size, u.parts = r.At, r.Size, nil
+	if u.declared = r.Decl; u.declared.isZero() {
+		u.declared = r.Tree
+	}
+}
+
+func (v *vault) applyDelete(r *record) {
+	a := v.archives[r.ID]
+	if a == nil || a.deleted != 0 {
+		return
+	}
+	a.deleted, a.delSeq = r.At, r.Seq
+	v.count--
+	v.bytes -= a.size
+	// What had been copied by then stays downloadable; what was still being copied fails.
+	for _, j := range v.byArch[a.id] {
+		if j.end == nil && j.Ready > r.At {
+			j.end = &jobEnd{At: j.Ready, Fail: "the archive was deleted before the job finished"}
+		} else if j.usable(r.At, v.s.outputLife) {
+			a.kept = true
+		}
+	}
+}
+
+func (v *vault) useShard(n int) {
+	if n > v.shard {
+		v.shard, v.inShard = n, 0
+	}
+	if n == v.shard {
+		v.inShard++
+	}
+}
+
+// placeLocked chooses the directory of a new archive.
+func (v *vault) placeLocked() (int, error) {
+	if v.inShard >= shardSize {
+		v.shard, v.inShard = v.shard+1, 0
+	}
+	if v.inShard == 0 {
+		dir := v.shardDir(v.shard)
+		if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
+			return 0, err
+		}
+		if err := v.s.syncDir(filepath.Dir(dir)); err != nil {
+			return 0, err
+		}
+	}
+	v.inShard++
+	return v.shard, nil
+}
+
+func (v *vault) shardDir(n int) string {
+	return filepath.Join(v.dir, "archives", fmt.Sprintf("%04d", n))
+}
+
+// archivePath is where an archive's bytes are; the leaves of its tree are in
+// the same path with ".tree".
+func (v *vault) archivePath(shard int, id string) string {
+	return filepath.Join(v.shardDir(shard), id)
+}
+
+// commitLocked applies r and queues it for the log. The caller unlocks mu and
+// then calls v.log.wait with the ticket before it tells anyone. dir is a
+// directory whose new entries the record relies on.
+func (v *vault) commitLocked(r *record, dir string) (uint64, error) {
+	r.Seq = v.seq + 1
+	t, err := v.log.enqueue(r.encode(), dir)
+	if err != nil {
+		return 0, err
+	}
+	v.apply(r)
+	return t, nil
+}
+
+// update commits one record that depends on nothing but the vault's existence.
+func (v *vault) update(r *record) error {
+	v.mu.Lock()
+	if v.gone {
+		v.mu.Unlock()
+		return noVault(v.name)
+	}
+	t, err := v.commitLocked(r, "")
+	v.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return v.log.wait(t)
+}
+
+// beginWrite keeps the vault from being deleted until the returned function is called.
+func (v *vault) beginWrite() (func(), error) {
+	if err := v.log.broken(); err != nil {
+		return nil, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.gone {
+		return nil, noVault(v.name)
+	}
+	v.writers++
+	return func() {
+		v.mu.Lock()
+		v.writers--
+		v.mu.Unlock()
+	}, nil
+}
+
+func noVault(name string) error { return notFound("vault %s does not exist", name) }
+
+// vault finds a vault by name.
+func (s *Store) vault(name string) (*vault, error) {
+	if !validVaultName(name) {
+		return nil, invalid("a vault name has 1 to 255 characters of A-Z a-z 0-9 _ - .")
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if v := s.vaults[name]; v != nil {
+		return v, nil
+	}
+	return nil, noVault(name)
+}
+
+func (s *Store) createVault(r *request) error {
+	if !validVaultName(r.vault) {
+		return invalid("a vault name has 1 to 255 characters of A-Z a-z 0-9 _ - .")
+	}
+	// Creation and deletion exclude each other; nothing else waits for them.
+	s.vaultOps.Lock()
+	defer s.vaultOps.Unlock()
+	s.mu.RLock()
+	v, n := s.vaults[r.vault], len(s.vaults)
+	s.mu.RUnlock()
+	if v == nil {
+		if n >= maxVaults {
+			return refuse(http.StatusBadRequest, "LimitExceededException", "an account has at most %d vaults", maxVaults)
+		}
+		v, err := s.makeVault(r.vault)
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.vaults[r.vault] = v
+		s.mu.Unlock()
+	}
+	r.header("Location", "/"+r.uid+"/vaults/"+r.vault)
+	r.reply(http.StatusCreated)
+	return nil
+}
+
+// makeVault builds a vault's directory aside and renames it into place, so
+// that a vault is there completely or not at all.
+func (s *Store) makeVault(name string) (*vault, error) {
+	tmp, err := os.MkdirTemp(filepath.Join(s.dir, "tmp"), "vault-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	for _, d := range []string{"archives", "jobs"} {
+		if err := os.Mkdir(filepath.Join(tmp, d), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	rec := record{Type: "vault", Seq: 1, Name: name, At: s.nowMillis()}
+	if err := replaceFile(filepath.Join(tmp, "log"), appendLine(nil, rec.encode()), 0o600, !s.noSync); err != nil {
+		return nil, err
+	}
+	v := newVault(s, filepath.Join(s.dir, "vaults", vaultDir(name)))
+	v.apply(&rec)
+	if err := os.Rename(tmp, v.dir); err != nil {
+		return nil, err
+	}
+	if err := s.syncDir(filepath.Dir(v.dir)); err != nil {
+		return nil, err
+	}
+	v.log, err = openLog(filepath.Join(v.dir, "log"), !s.noSync)
+	return v, err
+}
+
+func (s *Store) deleteVault(r *request) error {
+	s.vaultOps.Lock()
+	defer s.vaultOps.Unlock()
+	v, err := s.vault(r.vault)
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	now := s.nowMillis()
+	open := 0
+	for _, u := range v.uploads {
+		if u.open(now, s.uploadLife) {
+			open++
+		}
+	}
+	switch {
+	case v.count > 0:
+		err = badRequest("vault is not empty, only empty vault can be delete")
+	case open > 0 || v.writers > 0:
+		err = badRequest("vault is not empty, an archive is being uploaded to it")
+	default:
+		v.gone = true
+		for _, j := range v.jobs {
+			j.stopTimer()
+		}
+	}
+	v.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	trash := filepath.Join(s.dir, "tmp", "deleted-"+newKey(16))
+	if err := os.Rename(v.dir, trash); err != nil {
+		v.mu.Lock()
+		v.gone = false
+		v.mu.Unlock()
+		return err
+	}
+	s.mu.Lock()
+	delete(s.vaults, v.name)
+	s.mu.Unlock()
+	if err := s.syncDir(filepath.Dir(v.dir)); err != nil {
+		return err
+	}
+	if err := errors.Join(v.log.close(), os.RemoveAll(trash)); err != nil {
+		s.logger.Warn("deleted vault not removed completely", "vault", v.name, "error", err)
+	}
+	r.reply(http.StatusNoContent)
+	return nil
+}
+
+// vaultJSON is the wire form of a vault.
+type vaultJSON struct {
+	CreationDate      string
+	LastInventoryDate *string
+	NumberOfArchives  *int64
+	SizeInBytes       *int64
+	VaultQCS          string
+	VaultName         string
+}
+
+// describe returns the vault's record as of its last stock-taking.
+func (v *vault) describe(now int64) vaultJSON {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	o := vaultJSON{CreationDate: formatTime(v.created), VaultQCS: v.qcs(), VaultName: v.name}
+	at, live := v.stockTaking(now)
+	if at == 0 {
+		return o
+	}
+	count, size := v.count, v.bytes
+	if !live {
+		if v.snap.at != at {
+			v.snap = snapshot{at: at}
+			for _, a := range v.order {
+				if a.listedAt(at) {
+					v.snap.count++
+					v.snap.bytes += a.size
+				}
+			}
+		}
+		count, size = v.snap.count, v.snap.bytes
+	}
+	o.LastInventoryDate, o.NumberOfArchives, o.SizeInBytes = timeOrNull(at), &count, &size
+	return o
+}
+
+// stockTaking returns the moment as of which inventories made at now are: now
+// itself when inventories are live, else the last multiple of InventoryAge since
+// the vault's creation, 0 before the first.
+func (v *vault) stockTaking(now int64) (at int64, live bool) {
+	age := v.s.inventoryAge
+	if age <= 0 {
+		return now, true
+	}
+	n := (now - v.created) / age
+	if n < 1 {
+		return 0, false
+	}
+	return v.created + n*age, false
+}
+
+// listedAt reports whether the archive existed at the given moment.
+func (a *archive) listedAt(at int64) bool {
+	return a.created <= at && (a.deleted == 0 || a.deleted > at)
+}
+
+func (s *Store) describeVault(r *request) error {
+	v, err := s.vault(r.vault)
+	if err != nil {
+		return err
+	}
+	return r.replyJSON(http.StatusOK, v.describe(s.nowMillis()))
+}
+
+func (s *Store) listVaults(r *request) error {
+	limit, err := r.limit(1000)
+	if err != nil {
+		return err
+	}
+	marker := r.param("marker")
+	s.mu.RLock()
+	names := make([]string, 0, len(s.vaults))
+	for n := range s.vaults {
+		if s.qcs(n) >= marker {
+			names = append(names, n)
+		}
+	}
+	slices.Sort(names) // the order of QCS names: they share all but the vault's
+	list := struct {
+		Marker    *string
+		VaultList []vaultJSON
+	}{VaultList: []vaultJSON{}}
+	if len(names) > limit {
+		m := s.qcs(names[limit])
+		list.Marker = &m
+		names = names[:limit]
+	}
+	vs := make([]*vault, len(names))
+	for i, n := range names {
+		vs[i] = s.vaults[n]
+	}
+	s.mu.RUnlock()
+	now := s.nowMillis()
+	for _, v := range vs {
+		list.VaultList = append(list.VaultList, v.describe(now))
+	}
+	return r.replyJSON(http.StatusOK, list)
+}
+
+// limit reads the limit parameter, 1 to most, which is also the default.
+func (r *request) limit(most int) (int, error) {
+	s := r.param("limit")
+	if s == "" {
+		return most, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > most {
+		return 0, invalid("limit must be between 1 and %d", most)
+	}
+	return n, nil
+}
