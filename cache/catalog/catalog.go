@@ -3,13 +3,40 @@
 // change is one journal record first (package journal), then applied to badger,
 // which is only an index: missing, older or damaged, it is rebuilt from
 // snapshot and journal. keys.go lists every key prefix; codec.go the encodings.
+//
+// # Files
+//
+// In Options.Dir, all written by this package:
+//
+//	lock      held (flock) by the process that has the catalog open; its pid as text
+//	format    version and creation id; written when the first record is durable
+//	mark      how far the journal had come for certain; after a clean close also the
+//	          checksum of every file of the index. See mark.go
+//	journal/  the truth: records and snapshots, see package journal
+//	index/    badger; may be deleted while the catalog is closed
+//	reserve   disk space given up when the file system is about to be full
+//
+// # After a crash
+//
+// Badger is trusted after a clean close if all its files are as they were, and
+// never otherwise: it may lose records without an error, and a kill -9 leaves
+// no trace of what it should hold. It is then built anew from the newest
+// snapshot and the records after it, beside the old one, which it replaces when
+// it is complete.
 package catalog
 
 import (
 	"context"
 	"errors"
-	"iter"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/casfs/casfs/cache/journal"
+	"github.com/dgraph-io/badger/v4"
 )
 
 // Options configure a Catalog.
@@ -17,7 +44,7 @@ type Options struct {
 	Dir           string // holds journal/, index/ (badger), reserve and format
 	Reserve       int64  // bytes preallocated against a full disk; 0: 64 MiB
 	MinFree       int64  // refuse changes below this much free space; 0: 64 MiB
-	SnapshotEvery int64  // journal bytes between snapshots; 0: 64 MiB
+	SnapshotEvery int64  // journal bytes between snapshots, at least (half the last snapshot's size if that is more); 0: 64 MiB
 	Logger        *slog.Logger
 }
 
@@ -40,37 +67,128 @@ var (
 	ErrDamaged     = errors.New("catalog is damaged")        // journal or snapshot cannot rebuild it; says what to do
 	ErrFormat      = errors.New("catalog format is newer than this program")
 	ErrReadOnly    = errors.New("catalog failed earlier and takes no more changes")
+	ErrClosed      = errors.New("catalog is closed")
 )
 
 // Catalog is open for one process. Safe for concurrent use.
-type Catalog struct{ impl catalogImpl }
+type Catalog struct {
+	o       Options
+	log     *slog.Logger
+	lock    *os.File
+	j       *journal.Journal
+	db      *badger.DB
+	guard   *guard
+	id      string
+	rebuilt string
+	sums    map[string]fileSum // of the index's files when it was opened
 
-type catalogImpl struct{}
+	views views
 
-// Open opens or creates the catalog, brings badger up to the journal, rebuilding it
-// when missing, older or damaged (with a log line saying so), and creates the account root inode.
-func Open(o Options) (*Catalog, error) { panic("unimplemented") }
+	queue     chan *request
+	committer sync.WaitGroup
+	enqueue   sync.RWMutex // held for reading while a request is put into queue
+	closed    bool         // guarded by enqueue
+
+	// Of the committer alone.
+	o1       overlay
+	serial   uint64
+	inFlight []*request
+	nextID   uint64
+
+	stats  atomic.Pointer[Stats] // as of the last record applied
+	failed atomic.Pointer[error] // set when badger failed after the journal had the record
+
+	keeper  sync.WaitGroup
+	stop    chan struct{}
+	changed chan struct{} // of one: something to write a mark for
+
+	snapping  sync.Mutex // held while a snapshot is written or a check reads the journal
+	snapBusy  atomic.Bool
+	snapStop  atomic.Bool
+	snapBytes atomic.Int64 // size of the newest
+	snapNext  atomic.Int64 // journal size before which no other is tried after one failed
+
+	applyHook func() // tests: called between journal and badger
+}
 
 // Close stops background work and closes; nothing acknowledged depends on it.
-func (c *Catalog) Close() error { panic("unimplemented") }
+// It waits for Updates and Views under way; later ones fail with ErrClosed.
+func (c *Catalog) Close() error {
+	if !c.quiesce() {
+		return nil
+	}
+	return c.shutdown(c.failed.Load() == nil)
+}
 
-// View runs fn on a consistent snapshot. fn must not keep tx.
-func (c *Catalog) View(fn func(tx *Tx) error) error { panic("unimplemented") }
+// quiesce ends the goroutines, Updates and Views; false if that was done before.
+func (c *Catalog) quiesce() bool {
+	c.enqueue.Lock()
+	if c.closed {
+		c.enqueue.Unlock()
+		return false
+	}
+	c.closed = true
+	c.enqueue.Unlock()
+	c.snapStop.Store(true)
+	close(c.queue)
+	c.committer.Wait()
+	close(c.stop)
+	c.keeper.Wait()
+	c.views.close()
+	return true
+}
 
-// Update runs fn alone among Updates and commits what it changed as one journal
-// record. It returns after the record is in the journal (survives kill -9) and
-// visible to View; seq is for Barrier. When fn returns an error nothing is changed and the error is returned as it is.
-// fn may be run on the committer's goroutine; it must be quick, must not block, and must not call Update.
-func (c *Catalog) Update(fn func(tx *Tx) error) (seq uint64, err error) { panic("unimplemented") }
+// shutdown closes what Open opened. The index is marked clean only if it holds
+// everything the journal does.
+func (c *Catalog) shutdown(clean bool) error {
+	var errs []error
+	seq := c.views.published()
+	if c.db != nil {
+		err := closeIndex(c.db)
+		clean = clean && err == nil
+		errs = append(errs, err)
+	}
+	if c.j != nil {
+		err := c.j.Close()
+		clean = clean && err == nil && c.j.Last() == seq
+		errs = append(errs, err)
+	}
+	if clean {
+		errs = append(errs, c.writeMark(mark{Seq: seq, Clean: true}))
+	}
+	errs = append(errs, c.lock.Close())
+	return errors.Join(errs...)
+}
+
+// View runs fn on a consistent snapshot. fn must not keep tx. It does not wait for Updates, however slow.
+func (c *Catalog) View(fn func(tx *Tx) error) error {
+	ts, err := c.views.begin()
+	if err != nil {
+		return err
+	}
+	defer c.views.end(ts)
+	base := c.db.NewTransactionAt(ts, false)
+	defer base.Discard()
+	return fn(&Tx{c: c, base: base})
+}
 
 // Barrier blocks until everything up to seq (0: everything so far) survives power loss. ctx ends the waiting only.
-func (c *Catalog) Barrier(ctx context.Context, seq uint64) error { panic("unimplemented") }
+func (c *Catalog) Barrier(ctx context.Context, seq uint64) error {
+	if seq == 0 {
+		seq = c.j.Last()
+	}
+	err := c.j.Barrier(ctx, seq)
+	if errors.Is(err, journal.ErrClosed) {
+		return ErrClosed
+	}
+	return err
+}
 
 // ID returns the catalog's random creation id (hex).
-func (c *Catalog) ID() string { panic("unimplemented") }
+func (c *Catalog) ID() string { return c.id }
 
 // Rebuilt reports why badger had to be rebuilt at Open, "" if it had not.
-func (c *Catalog) Rebuilt() string { panic("unimplemented") }
+func (c *Catalog) Rebuilt() string { return c.rebuilt }
 
 // Stats are counts for status, cheap enough to ask for every second.
 type Stats struct {
@@ -82,119 +200,74 @@ type Stats struct {
 }
 
 // Stats returns counts kept up to date by every change.
-func (c *Catalog) Stats() Stats { panic("unimplemented") }
-
-// Check compares badger with snapshot and journal and the tree with itself
-// (dangling entries, wrong nlink, versions without inode …), reporting each problem; repair mends what loses nothing.
-func (c *Catalog) Check(ctx context.Context, repair bool, report func(problem string)) error {
-	panic("unimplemented")
+func (c *Catalog) Stats() Stats {
+	s := *c.stats.Load()
+	s.JournalBytes = c.j.Size()
+	return s
 }
 
-// Tx reads, and in Update changes, the catalog. Reads and iterations in Update see its own changes.
-// Getters return ErrNotExist for what is absent.
-type Tx struct{ impl txImpl }
+func (c *Catalog) path(name string) string { return filepath.Join(c.o.Dir, name) }
 
-type txImpl struct{}
-
-// NextID allocates a number never used before (inodes, archives, retrievals, local files).
-func (tx *Tx) NextID() uint64 { panic("unimplemented") }
-
-// ---- raw records: no rules applied ----
-
-func (tx *Tx) Inode(ino uint64) (Inode, error)                   { panic("unimplemented") }
-func (tx *Tx) PutInode(i Inode) error                            { panic("unimplemented") }
-func (tx *Tx) DeleteInode(ino uint64) error                      { panic("unimplemented") } // with its xattrs, not its versions
-func (tx *Tx) Lookup(parent uint64, name string) (Dirent, error) { panic("unimplemented") }
-
-// ReadDir returns up to limit entries of dir with Cookie > after, by cookie.
-func (tx *Tx) ReadDir(dir uint64, after uint64, limit int) ([]Dirent, error) { panic("unimplemented") }
-
-// Parents yields the entries that name ino (hard links have several); for paths shown to people.
-func (tx *Tx) Parents(ino uint64) ([]Dirent, error) { panic("unimplemented") }
-
-// Path returns one path of ino from the account root, without leading slash ("vault/dir/name"); ErrNotExist when unlinked.
-func (tx *Tx) Path(ino uint64) (string, error) { panic("unimplemented") }
-
-func (tx *Tx) Version(ino, v uint64) (Version, error) { panic("unimplemented") }
-func (tx *Tx) PutVersion(v Version) error             { panic("unimplemented") }
-func (tx *Tx) DeleteVersion(ino, v uint64) error      { panic("unimplemented") }
-func (tx *Tx) Versions(ino uint64) ([]Version, error) { panic("unimplemented") } // oldest first
-// StagedVersions iterates over versions in state Staged or Uploading (an index; cheap when there are few).
-func (tx *Tx) StagedVersions() iter.Seq2[Version, error] { panic("unimplemented") }
-
-// LocalVersions iterates over all versions with Local != 0.
-func (tx *Tx) LocalVersions() iter.Seq2[Version, error] { panic("unimplemented") }
-
-func (tx *Tx) Archive(num uint64) (Archive, error)                  { panic("unimplemented") }
-func (tx *Tx) ArchiveByID(vault uint64, id string) (Archive, error) { panic("unimplemented") }
-func (tx *Tx) ArchiveByIntent(intent string) (Archive, error)       { panic("unimplemented") }
-func (tx *Tx) PutArchive(a Archive) error                           { panic("unimplemented") }
-func (tx *Tx) DeleteArchive(num uint64) error                       { panic("unimplemented") }
-func (tx *Tx) Archives(vault uint64) iter.Seq2[Archive, error]      { panic("unimplemented") }
-
-// TrashUntil iterates over archives in Trash with Deadline <= t, by deadline.
-func (tx *Tx) TrashUntil(t int64) iter.Seq2[Archive, error] { panic("unimplemented") }
-
-func (tx *Tx) Upload(intent string) (Upload, error) { panic("unimplemented") }
-func (tx *Tx) PutUpload(u Upload) error             { panic("unimplemented") }
-func (tx *Tx) DeleteUpload(intent string) error     { panic("unimplemented") }
-func (tx *Tx) Uploads() iter.Seq2[Upload, error]    { panic("unimplemented") }
-
-func (tx *Tx) Retrieval(id uint64) (Retrieval, error)  { panic("unimplemented") }
-func (tx *Tx) PutRetrieval(r Retrieval) error          { panic("unimplemented") }
-func (tx *Tx) DeleteRetrieval(id uint64) error         { panic("unimplemented") }
-func (tx *Tx) Retrievals() iter.Seq2[Retrieval, error] { panic("unimplemented") }
-
-func (tx *Tx) Vault(ino uint64) (Vault, error)        { panic("unimplemented") }
-func (tx *Tx) VaultByName(name string) (Vault, error) { panic("unimplemented") }
-func (tx *Tx) PutVault(v Vault) error                 { panic("unimplemented") }
-func (tx *Tx) DeleteVault(ino uint64) error           { panic("unimplemented") }
-func (tx *Tx) Vaults() ([]Vault, error)               { panic("unimplemented") }
-
-// Orphans are inodes whose last name is gone while handles were open; reclaimed at start.
-func (tx *Tx) Orphans() ([]uint64, error)    { panic("unimplemented") }
-func (tx *Tx) PutOrphan(ino uint64) error    { panic("unimplemented") }
-func (tx *Tx) DeleteOrphan(ino uint64) error { panic("unimplemented") }
-
-func (tx *Tx) Xattr(ino uint64, name string) ([]byte, error) { panic("unimplemented") } // ErrNoAttr
-func (tx *Tx) SetXattr(ino uint64, name string, value []byte, create, replace bool) error {
-	panic("unimplemented")
-}                                                        // ErrExist, ErrNoAttr
-func (tx *Tx) RemoveXattr(ino uint64, name string) error { panic("unimplemented") }
-func (tx *Tx) Xattrs(ino uint64) ([]string, error)       { panic("unimplemented") }
-
-// Meta is a small named value (daily byte counts of the guard, allowances, settings).
-func (tx *Tx) Meta(name string) ([]byte, error)        { panic("unimplemented") }
-func (tx *Tx) PutMeta(name string, value []byte) error { panic("unimplemented") }
-
-// ---- the tree: POSIX rules, one call one transaction step; now is the time stamped ----
-
-// Create makes a new inode of the given template (Mode, UID, GID, Rdev, Target) below parent and
-// links it: setgid directories pass on their group and, to directories, the bit. At RootIno only
-// directories are allowed (vaults; ErrPerm otherwise) and PutVault is the caller's. Errors: ErrExist, ErrNotDir, ErrNameTooLong, ErrNotExist.
-func (tx *Tx) Create(parent uint64, name string, template Inode, now int64) (Inode, error) {
-	panic("unimplemented")
+// views hands out points in time to read at. Badger's own bookkeeping would
+// make readers wait for the commit in progress, so the sequence number of the
+// last record applied is the timestamp, and badger may forget only what no View can see.
+type views struct {
+	mu     sync.Mutex
+	idle   sync.Cond
+	at     uint64
+	active map[uint64]int
+	n      int
+	closed bool
 }
 
-// Link adds a name. Errors: ErrXDev, ErrPerm (directories), ErrExist, ErrMaxLinks.
-func (tx *Tx) Link(ino, parent uint64, name string, now int64) (Inode, error) { panic("unimplemented") }
-
-// Unlink removes the name of a non-directory and returns the inode as it is now; with
-// Nlink 0 it is left as an orphan for the caller to keep (open handles) or reclaim.
-func (tx *Tx) Unlink(parent uint64, name string, now int64) (Inode, error) { panic("unimplemented") }
-
-// Rmdir removes an empty directory with its inode. Errors: ErrNotEmpty, ErrNotDir.
-func (tx *Tx) Rmdir(parent uint64, name string, now int64) (Inode, error) { panic("unimplemented") }
-
-// Rename flags, as in renameat2(2).
-const (
-	RenameNoReplace = 1
-	RenameExchange  = 2
-)
-
-// Rename moves a name, replacing newName as POSIX says; replaced is the inode that
-// lost a name (Ino 0 for none; Nlink 0: orphan for the caller, as with Unlink;
-// a replaced directory is gone already). Vaults cannot be renamed: ErrPerm. Renaming onto another link of the same inode does nothing.
-func (tx *Tx) Rename(parent uint64, name string, newParent uint64, newName string, flags uint32, now int64) (moved, replaced Inode, err error) {
-	panic("unimplemented")
+func (v *views) begin() (uint64, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		return 0, ErrClosed
+	}
+	v.active[v.at]++
+	v.n++
+	return v.at, nil
 }
+
+func (v *views) end(ts uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.active[ts]--; v.active[ts] == 0 {
+		delete(v.active, ts)
+	}
+	if v.n--; v.n == 0 && v.closed {
+		v.idle.Broadcast()
+	}
+}
+
+// publish lets Views begin at ts and returns the oldest one still read at.
+func (v *views) publish(ts uint64) uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.at = ts
+	for t := range v.active {
+		ts = min(ts, t)
+	}
+	return ts
+}
+
+func (v *views) published() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.at
+}
+
+// close lets no View begin and waits for those that have.
+func (v *views) close() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.closed = true
+	for v.n > 0 {
+		v.idle.Wait()
+	}
+}
+
+// markEvery is how often the mark follows the journal while there are changes.
+const markEvery = 5 * time.Second
