@@ -151,7 +151,7 @@ func Open(o Options) (*Store, error) {
 		dir: dir, region: o.Region, delays: o.Delays, lenient: o.Lenient, noSync: o.NoSync, clock: o.Now,
 		uploadLife: o.UploadLife.Milliseconds(), outputLife: o.OutputLife.Milliseconds(), inventoryAge: o.InventoryAge.Milliseconds(),
 		stallTime: o.Stall, rate: o.MinRate, maxRate: o.MaxRate, logger: o.Logger,
-		headKey: "X-Casfs-" + newKey(24), vaults: map[string]*vault{},
+		headKey: http.CanonicalHeaderKey("X-Casfs-" + newKey(24)), vaults: map[string]*vault{},
 	}
 	const day = 24 * 60 * 60 * 1000
 	if s.region == "" {
