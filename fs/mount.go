@@ -1,10 +1,20 @@
-// Package fs is the go-fuse tree: it translates system calls into calls of
-// jobs.Engine and decides nothing that outlives a call.
 package fs
 
 import (
-	"context"
+	"errors"
+	"fmt"
+	"log"
 	"log/slog"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	fusefs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"github.com/casfs/casfs/jobs"
 )
@@ -24,35 +34,259 @@ type Options struct {
 }
 
 // Mount is a mounted tree.
-type Mount struct{ impl mountImpl }
+type Mount struct {
+	engine  *jobs.Engine
+	log     *slog.Logger
+	dir     string // as the mount table shows it
+	control string
+	rootIno uint64
+	server  *fuse.Server
+	notify  *notifier
+	served  chan struct{} // closed when nothing more will be served and everything open was given back
 
-type mountImpl struct{}
+	asked       bool        // Options.Passthrough
+	passthrough atomic.Bool // still worth offering
+	through     atomic.Bool // the kernel has taken a handle for passthrough
+
+	mu       sync.Mutex
+	open     map[uint64]uses
+	handles  map[opened]struct{}
+	released map[<-chan struct{}]opened
+	stale    map[uint64]int // inodes whose pages the kernel is being told to drop
+	held     map[*removed]struct{}
+}
+
+const (
+	maxWrite      = 1 << 20
+	maxBackground = 256 // more than anyone will leave waiting inside a page fault
+	readAheadKiB  = 1024
+)
 
 // New mounts the engine's tree and returns when the kernel answers requests. It
 // becomes e's observer. Errors name what to do: /dev/fuse missing, mount point missing, busy or stale (ErrStaleMount), fusermount3 missing.
-func New(e *jobs.Engine, o Options) (*Mount, error) { panic("unimplemented") }
+func New(e *jobs.Engine, o Options) (*Mount, error) {
+	if err := Check(o); err != nil {
+		return nil, err
+	}
+	dir, err := realDir(o.Mountpoint)
+	if err != nil {
+		return nil, err
+	}
+	rootIno, err := e.RootIno()
+	if err != nil {
+		return nil, err
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	m := &Mount{
+		engine:   e,
+		log:      o.Logger,
+		dir:      dir,
+		control:  o.Control,
+		rootIno:  rootIno,
+		asked:    o.Passthrough,
+		served:   make(chan struct{}),
+		open:     make(map[uint64]uses),
+		handles:  make(map[opened]struct{}),
+		released: make(map[<-chan struct{}]opened),
+		stale:    make(map[uint64]int),
+		held:     make(map[*removed]struct{}),
+	}
+	m.notify = newNotifier(m)
 
-// Check looks at the mount point before anything is opened: missing, not a
-// directory, already a mount (ErrBusyMount), stale (ErrStaleMount), /dev/fuse missing.
-func Check(o Options) error { panic("unimplemented") }
+	opts := m.options(o)
+	tree := fusefs.NewNodeFS(&dirNode{node{m: m}}, opts)
+	m.server, err = fuse.NewServer(&bridge{tree, m}, dir, &opts.MountOptions)
+	if err != nil {
+		return nil, explain(dir, err)
+	}
+	m.passthrough.Store(o.Passthrough && m.server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH != 0)
+	m.notify.start()
+	e.SetObserver(m.notify)
+	go func() {
+		m.server.Serve()
+		m.notify.stop()
+		close(m.served)
+	}()
+	if err := m.server.WaitMount(); err != nil {
+		detach(dir)
+		return nil, fmt.Errorf("the mount on %s does not answer: %w", dir, err)
+	}
+	if err := raiseReadAhead(dir); err != nil && os.Geteuid() == 0 {
+		m.log.Debug("read-ahead not raised", "reason", err)
+	}
+	warnRequestTimeout(m.log)
+	return m, nil
+}
 
-// CleanStale lazily unmounts a dead casfs mount.
-func CleanStale(mountpoint string) error { panic("unimplemented") }
+// options says how to mount. Each line has its reason in what was measured:
+// cached reads that wait must be interruptible (SyncRead), must not use up the
+// slots of others (MaxBackground), and every write must not be preceded by a question for
+// security.capability (KILLPRIV_V2).
+func (m *Mount) options(o Options) *fusefs.Options {
+	timeout := cacheFor
+	logger := log.New(kernelLog{m.log}, "", 0)
+	opts := &fusefs.Options{
+		EntryTimeout:    &timeout,
+		AttrTimeout:     &timeout,
+		NegativeTimeout: &timeout,
+		NullPermissions: true,
+		RootStableAttr:  &fusefs.StableAttr{Ino: m.rootIno, Gen: 1},
+		// The kernel's number for an inode is the catalog's, so that changes are
+		// told without a table of what the kernel knows.
+		ExternalNodeID: true,
+		Logger:         logger,
+		MountOptions: fuse.MountOptions{
+			FsName:        o.FSName,
+			Name:          subtype,
+			AllowOther:    o.AllowOther,
+			Options:       []string{"default_permissions"},
+			MaxWrite:      maxWrite,
+			MaxBackground: maxBackground,
+			SyncRead:      true,
+			DisableSplice: true, // requests of this size do not fit a pipe; the library would try and complain each time
+			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ATOMIC_O_TRUNC |
+				fuse.CAP_DIRECT_IO_ALLOW_MMAP,
+			DirectMountStrict: os.Geteuid() == 0,
+			Debug:             o.Debug,
+			Logger:            logger,
+			PanicHandler: func(v any) fuse.Status {
+				m.log.Error("bug: panic in a system call", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+				return fuse.EIO
+			},
+		},
+	}
+	if o.MaxBackground > 0 {
+		opts.MaxBackground = o.MaxBackground
+	}
+	if o.ReadOnly {
+		opts.Options = append(opts.Options, "ro")
+	}
+	return opts
+}
 
-// Wait blocks until the file system is unmounted, by anyone.
-func (m *Mount) Wait() { panic("unimplemented") }
+// kernelLog takes the library's lines.
+type kernelLog struct{ log *slog.Logger }
+
+func (k kernelLog) Write(p []byte) (int, error) {
+	k.log.Debug("fuse", "line", strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+// explain says what can be done about a mount that failed although Check saw no obstacle.
+func explain(dir string, err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w: mounting on %s is not permitted; in a container: docker run --device /dev/fuse --cap-add SYS_ADMIN … (%v)", ErrNoFuse, dir, err)
+	}
+	if errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("%w: the kernel knows no FUSE; sudo modprobe fuse (%v)", ErrNoFuse, err)
+	}
+	return fmt.Errorf("mounting on %s: %w", dir, err)
+}
+
+// nodeID returns the kernel's number of an inode: its own, but the root's is always 1.
+func (m *Mount) nodeID(ino uint64) uint64 {
+	if ino == m.rootIno {
+		return fuse.FUSE_ROOT_ID
+	}
+	return ino
+}
+
+// Wait blocks until the file system is unmounted, by anyone, and everything
+// that was open in it has been given back to the engine.
+func (m *Mount) Wait() { <-m.served }
 
 // Unmount detaches the mount. With open files it fails with ErrBusyMount unless lazy,
 // which detaches at once and lets open descriptors work on until Wait returns.
-func (m *Mount) Unmount(lazy bool) error { panic("unimplemented") }
+func (m *Mount) Unmount(lazy bool) error {
+	select {
+	case <-m.served:
+		return nil
+	default:
+	}
+	if lazy {
+		return detach(m.dir)
+	}
+	err := m.server.Unmount()
+	if err == nil {
+		<-m.served
+		return nil
+	}
+	if e, mounted, merr := mountAt(m.dir); merr == nil && (!mounted || e.fsType != fsType) {
+		return nil // someone else was faster
+	}
+	return fmt.Errorf("%w: %s: %w", ErrBusyMount, m.dir, err)
+}
 
-// Abort ends everything at once (second signal).
-func (m *Mount) Abort() error { panic("unimplemented") }
+// Abort ends everything at once (second signal): programs inside get errors, waiting handlers are cancelled, and the mount
+// point is freed. It needs the fusectl file system, or root.
+func (m *Mount) Abort() error {
+	e, mounted, err := mountAt(m.dir)
+	if err != nil {
+		return err
+	}
+	if !mounted || e.fsType != fsType {
+		return nil
+	}
+	err = os.WriteFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", e.minor), []byte("1"), 0)
+	if err != nil {
+		if ferr := unix.Unmount(m.dir, unix.MNT_FORCE|unix.MNT_DETACH); ferr != nil {
+			return fmt.Errorf("abort %s: %w; by hand, as root: umount -f %s", m.dir, err, quote(m.dir))
+		}
+		return nil
+	}
+	return detach(m.dir)
+}
 
 // PassthroughState says in words whether passthrough is in use.
-func (m *Mount) PassthroughState() string { panic("unimplemented") }
+func (m *Mount) PassthroughState() string {
+	switch {
+	case !m.asked:
+		return "switched off"
+	case m.server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0:
+		return "not available: this kernel has none (Linux 6.9 or later is needed)"
+	case !m.passthrough.Load():
+		return "refused by the kernel: it needs root (CAP_SYS_ADMIN) and a state directory that is not on overlayfs; files are read through the page cache"
+	case m.through.Load():
+		return "in use"
+	}
+	return "available, not used yet"
+}
 
-// Paths: Find returns mount point and control socket of the casfs mount that path lies in.
-func Find(ctx context.Context, path string) (mountpoint, control string, err error) {
-	panic("unimplemented")
+// refused is called when the kernel sends a read it would have done itself had it
+// accepted the file. The library never offers again after the first refusal.
+func (m *Mount) refused() {
+	if m.passthrough.Swap(false) {
+		m.log.Info("passthrough is not used", "reason", m.PassthroughState())
+	}
+}
+
+// raiseReadAhead lets cached reads come in pieces of MaxWrite instead of the
+// default 128 KiB. The mount table tells the device: a stat of one's own mount can deadlock.
+func raiseReadAhead(dir string) error {
+	e, ok, err := mountAt(dir)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("%s is not in the mount table", dir)
+	}
+	file := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", e.major, e.minor)
+	return os.WriteFile(file, []byte(strconv.Itoa(readAheadKiB)), 0)
+}
+
+// warnRequestTimeout warns of the sysctls with which the kernel ends a whole
+// mount because one request is old: here a read may wait for hours.
+func warnRequestTimeout(log *slog.Logger) {
+	for _, name := range []string{"default_request_timeout", "max_request_timeout"} {
+		b, err := os.ReadFile("/proc/sys/fs/fuse/" + name)
+		if err != nil {
+			continue
+		}
+		if v, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && v > 0 {
+			log.Warn("the kernel will abort this mount when a program waits longer for a recall; set the sysctl to 0",
+				"sysctl", "fs.fuse."+name, "seconds", v)
+		}
+	}
 }
