@@ -1,4 +1,10 @@
 // Command casfs mounts cold-archive vaults as directories.
 package main
 
-func main() {}
+import (
+	"os"
+
+	"github.com/casfs/casfs/internal/cli"
+)
+
+func main() { os.Exit(cli.Main()) }

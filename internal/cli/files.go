@@ -1,0 +1,392 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/casfs/casfs/jobs"
+)
+
+// pathVerb makes a verb on files of running mounts.
+func (a *app) pathVerb(use, short string, run func(ctx context.Context, groups []*mountTargets) error) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Args: positional(1, -1)}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		groups, err := a.resolve(cmd.Context(), args)
+		if err != nil {
+			return err
+		}
+		return run(cmd.Context(), groups)
+	}
+	a.addJSON(cmd)
+	return cmd
+}
+
+func (a *app) syncCmd() *cobra.Command {
+	cmd := a.pathVerb("sync PATH…", "wait until files, or everything below directories, are in the vault", func(ctx context.Context, groups []*mountTargets) error {
+		var sum jobs.Progress
+		for _, g := range groups {
+			b := a.newBar("archiving", 0, true)
+			var last jobs.Progress
+			err := g.client.Sync(ctx, g.inos(), func(p jobs.Progress) { last = p; b.engine(p) })
+			b.done()
+			sum.FilesDone += last.FilesDone
+			sum.BytesDone += last.BytesDone
+			if errors.Is(err, jobs.ErrUpload) {
+				return advise(err, "casfs status and casfs stat tell why; the data is safe in the state directory")
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if a.json {
+			return a.printJSON(map[string]int64{"files": sum.FilesDone, "bytes": sum.BytesDone})
+		}
+		return nil
+	})
+	cmd.Long = `Uploads at once whatever is not yet in the vault, without waiting for files to
+settle, and returns when each archive is confirmed and recorded.`
+	return cmd
+}
+
+func (a *app) evictCmd() *cobra.Command {
+	var recursive bool
+	cmd := a.pathVerb("evict PATH…", "drop the local copies of archived files", func(ctx context.Context, groups []*mountTargets) error {
+		if err := needRecursive(groups, recursive); err != nil {
+			return err
+		}
+		var sum jobs.EvictResult
+		for _, g := range groups {
+			r, err := g.client.Evict(ctx, g.inos(), recursive)
+			if err != nil {
+				return err
+			}
+			sum.Files += r.Files
+			sum.Bytes += r.Bytes
+			sum.Skipped = append(sum.Skipped, r.Skipped...)
+		}
+		if a.json {
+			type skip struct {
+				Path   string `json:"path"`
+				Reason string `json:"reason"`
+			}
+			skipped := make([]skip, 0, len(sum.Skipped))
+			for _, s := range sum.Skipped {
+				skipped = append(skipped, skip(s))
+			}
+			if err := a.printJSON(map[string]any{"files": sum.Files, "bytes": sum.Bytes, "skipped": skipped}); err != nil {
+				return err
+			}
+		} else {
+			a.printf("dropped the local copy of %s, %s\n", count(sum.Files, "file"), bytes(sum.Bytes))
+			a.printSkipped("kept", sum.Skipped)
+		}
+		if len(sum.Skipped) > 0 {
+			return quietly(exitPartial)
+		}
+		return nil
+	})
+	cmd.Long = `Frees the space of files that are in the vault. The files stay in the tree;
+reading one brings it back, which takes minutes to hours. Files that are not
+in the vault yet, open, or pinned are kept and named (exit code 3).`
+	cmd.Flags().BoolVarP(&recursive, "recursive", "r", false, "everything below directories")
+	return cmd
+}
+
+func (a *app) printSkipped(verb string, skipped []jobs.Skipped) {
+	for i, s := range skipped {
+		if i == 20 {
+			fmt.Fprintf(a.errOut, "casfs: … and %d more\n", len(skipped)-i)
+			return
+		}
+		fmt.Fprintf(a.errOut, "casfs: %s %s: %s\n", verb, shown(s.Path), oneLine(s.Reason))
+	}
+}
+
+func needRecursive(groups []*mountTargets, recursive bool) error {
+	for _, g := range groups {
+		for _, t := range g.targets {
+			if t.dir && !recursive {
+				return usagef("%s is a directory; add -r for everything below it", t.path)
+			}
+		}
+	}
+	return nil
+}
+
+func (a *app) recallCmd() *cobra.Command {
+	var req jobs.RecallRequest
+	var span, fromFile string
+	var nul bool
+	cmd := &cobra.Command{
+		Use:   "recall PATH…",
+		Short: "bring files back from the vault ahead of their use",
+		Long: `Starts the retrievals of cold files and returns; with --wait, when the files
+are local. Many files are asked for in waves, so that what becomes ready can be
+fetched in time. Interrupting a waiting recall leaves it going; --cancel
+drops what was not yet asked of the service.
+
+Exit codes: 0 all local, 75 still running, 3 some failed, 1 all failed.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if fromFile != "" {
+				more, err := pathsFrom(fromFile, nul)
+				if err != nil {
+					return err
+				}
+				args = append(args, more...)
+			} else if nul {
+				return usagef("-0 belongs to --from-file")
+			}
+			if len(args) == 0 {
+				return usagef("missing PATH (usage: %s)", usageLine(cmd))
+			}
+			if req.Cancel && (req.Wait || span != "") {
+				return usagef("--cancel excludes --wait and --range")
+			}
+			if span != "" {
+				first, last, err := parseSpan(span)
+				if err != nil {
+					return usagef("--range: %v", err)
+				}
+				req.Off = first
+				if last >= 0 {
+					req.Len = last - first + 1
+				} else if first > 0 {
+					req.Len = 1<<62 - first
+				}
+			}
+			groups, err := a.resolve(cmd.Context(), args)
+			if err != nil {
+				return err
+			}
+			if err := needRecursive(groups, req.Recursive); err != nil {
+				return err
+			}
+			return a.recall(cmd.Context(), groups, req)
+		},
+	}
+	fl := cmd.Flags()
+	fl.BoolVarP(&req.Recursive, "recursive", "r", false, "everything below directories")
+	fl.BoolVarP(&req.Wait, "wait", "w", false, "wait until the files are local")
+	fl.Var(oneOf(&req.Tier, "standard", "bulk", "expedited", "auto"), "tier", "how fast, and how dear (default: the mount's)")
+	fl.StringVar(&span, "range", "", "only bytes `A-B` of each file, as 0-64M")
+	fl.StringVar(&fromFile, "from-file", "", "read paths from `FILE`, one per line (- for standard input)")
+	fl.BoolVarP(&nul, "null", "0", false, "--from-file: paths end with a NUL byte (find -print0)")
+	fl.BoolVar(&req.Cancel, "cancel", false, "drop recalls not yet asked of the service")
+	a.addJSON(cmd)
+	return cmd
+}
+
+func (a *app) recall(ctx context.Context, groups []*mountTargets, req jobs.RecallRequest) error {
+	var sum jobs.RecallResult
+	for _, g := range groups {
+		req.Inos = g.inos()
+		b := a.newBar("recalling", 0, true)
+		r, err := g.client.Recall(ctx, req, b.engine)
+		b.done()
+		if ctx.Err() != nil && req.Wait {
+			fmt.Fprintln(a.errOut, "casfs: interrupted; the recall goes on (casfs status shows it)")
+			return quietly(exitPending)
+		}
+		if err != nil {
+			return err
+		}
+		sum.Local += r.Local
+		sum.Pending += r.Pending
+		sum.Failed += r.Failed
+		sum.Bytes += r.Bytes
+		sum.Failures = append(sum.Failures, r.Failures...)
+	}
+	code := exitOK
+	switch {
+	case sum.Failed > 0 && sum.Local+sum.Pending == 0:
+		code = exitFailed
+	case sum.Failed > 0:
+		code = exitPartial
+	case sum.Pending > 0:
+		code = exitPending
+	}
+	if a.json {
+		type failed struct {
+			Path   string `json:"path"`
+			Reason string `json:"reason"`
+		}
+		failures := make([]failed, 0, len(sum.Failures))
+		for _, f := range sum.Failures {
+			failures = append(failures, failed(f))
+		}
+		if err := a.printJSON(map[string]any{"local": sum.Local, "pending": sum.Pending, "failed": sum.Failed, "bytes": sum.Bytes, "failures": failures}); err != nil {
+			return err
+		}
+		return codeOnly(code)
+	}
+	switch {
+	case req.Cancel:
+		a.printf("%s still on the way, %s local\n", count(sum.Pending, "file"), count(sum.Local, "file"))
+		code = exitOK
+	case sum.Pending > 0:
+		a.printf("%s local, %s on the way (%s asked for); casfs status shows when\n", count(sum.Local, "file"), count(sum.Pending, "file"), bytes(sum.Bytes))
+	default:
+		a.printf("%s local\n", count(sum.Local, "file"))
+	}
+	a.printSkipped("failed:", sum.Failures)
+	return codeOnly(code)
+}
+
+func codeOnly(code int) error {
+	if code == exitOK {
+		return nil
+	}
+	return quietly(code)
+}
+
+// pathsFrom reads a list of paths.
+func pathsFrom(name string, nul bool) ([]string, error) {
+	in := io.Reader(os.Stdin)
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	end := byte('\n')
+	if nul {
+		end = 0
+	}
+	var out []string
+	r := bufio.NewReader(in)
+	for {
+		p, err := r.ReadString(end)
+		if p = strings.TrimSuffix(p, string(end)); p != "" {
+			out = append(out, p)
+		}
+		if err == io.EOF {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (a *app) statCmd() *cobra.Command {
+	return a.pathVerb("stat PATH…", "explain the state of files in plain words", func(ctx context.Context, groups []*mountTargets) error {
+		var all []jobs.FileStatus
+		for _, g := range groups {
+			files, err := g.client.Stat(ctx, g.inos())
+			for i, f := range files {
+				if f.Path == "" {
+					f.Path = g.targets[i].path
+				}
+				if !a.json {
+					if len(all) > 0 {
+						a.printf("\n")
+					}
+					a.printFile(g.targets[i].path, f)
+				}
+				all = append(all, f)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if a.json {
+			return a.printJSON(all)
+		}
+		return nil
+	})
+}
+
+func (a *app) printFile(path string, f jobs.FileStatus) {
+	a.printf("%s\n", shown(path))
+	state := f.State
+	if state == "" {
+		state = f.Type
+	}
+	if f.Explain != "" {
+		state += ": " + f.Explain
+	}
+	for _, l := range wrap(shown(state), width(a.out)-2) {
+		a.printf("  %s\n", l)
+	}
+	t := newTable(a.out)
+	row := func(name string, v any) { t.row("  "+name, v) }
+	if f.Type == "file" {
+		row("size", sizeAndBytes(f.Size))
+		row("local", fmt.Sprintf("%s (%s)", bytes(f.LocalBytes), percent(f.LocalBytes, f.Size)))
+	}
+	row("inode", fmt.Sprintf("%d, version %d", f.Ino, f.Version))
+	if f.Pinned {
+		row("pinned", "automatic eviction leaves it alone")
+	}
+	if f.UploadedAt != nil {
+		row("archived", when(*f.UploadedAt))
+	}
+	if f.TreeHash != "" {
+		row("tree hash", f.TreeHash)
+	}
+	for _, ar := range f.Archives {
+		name := "archive"
+		if len(f.Archives) > 1 {
+			name = fmt.Sprintf("archive of %d-%d", ar.Off, ar.Off+ar.Size-1)
+		}
+		row(name, ar.ID)
+		if ar.TreeHash != "" && ar.TreeHash != f.TreeHash {
+			row("  its tree hash", ar.TreeHash)
+		}
+		if ar.Description != "" {
+			row("  description", ar.Description)
+		}
+	}
+	if f.Job != "" {
+		row("job", f.Job)
+	}
+	if f.Progress > 0 && f.Progress < 1 {
+		row("progress", fmt.Sprintf("%.0f %%", f.Progress*100))
+	}
+	if f.ETA != nil {
+		row("expected", when(*f.ETA))
+	}
+	if f.Error != "" {
+		row("error", f.Error)
+	}
+	t.flush()
+}
+
+func percent(part, whole int64) string {
+	if whole <= 0 {
+		return "all"
+	}
+	if part >= whole {
+		return "all"
+	}
+	if part <= 0 {
+		return "none"
+	}
+	return fmt.Sprintf("%.1f %%", float64(part)/float64(whole)*100)
+}
+
+// wrap breaks a text into lines of at most n characters where it can.
+func wrap(s string, n int) []string {
+	var out []string
+	line := ""
+	for _, w := range strings.Fields(s) {
+		if line != "" && len(line)+1+len(w) > n {
+			out = append(out, line)
+			line = ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += w
+	}
+	return append(out, line)
+}

@@ -1,0 +1,593 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cas"
+	"github.com/casfs/casfs/fs"
+	"github.com/casfs/casfs/internal/cli/version"
+	"github.com/casfs/casfs/internal/control"
+	"github.com/casfs/casfs/jobs"
+)
+
+// mountArgs are what only one mount is told, besides the settings.
+type mountArgs struct {
+	vault      string
+	mountpoint string
+	daemon     bool
+	force      bool
+	offline    bool
+	debug      bool
+}
+
+func (a *app) mountCmd() *cobra.Command {
+	var m mountArgs
+	cmd := &cobra.Command{
+		Use:   "mount [VAULT] MOUNTPOINT",
+		Short: "mount all vaults of an account, or one, as a directory",
+		Long: `Mounts the account's vaults as directories below MOUNTPOINT, or the content of
+VAULT as MOUNTPOINT itself. It stays in the foreground until it is unmounted,
+and with --daemon returns as soon as the mount answers.
+
+  casfs mount --local ~/store ~/archive                 the embedded store
+  casfs mount --region ap-guangzhou photos ~/photos     one vault in the cloud
+
+What was written and is not yet in the vault lives in the state directory; it
+must not be deleted. casfs umount waits until everything is in the vault.
+After a plain umount or SIGTERM the process goes on until then (--drain); a second signal ends it, and
+the next mount goes on where it stopped.`,
+		Args: positional(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m.mountpoint = args[len(args)-1]
+			if len(args) == 2 {
+				var err error
+				if m.vault, err = parseVault(args[0]); err != nil {
+					return err
+				}
+			}
+			return a.mount(cmd.Context(), m)
+		},
+	}
+	fl := cmd.Flags()
+	fl.BoolVar(&m.daemon, "daemon", false, "return when the mount answers; log to a file")
+	fl.BoolVar(&m.force, "force", false, "clear away a mount whose casfs died")
+	fl.BoolVar(&m.offline, "offline", false, "mount although the service cannot be reached")
+	fl.BoolVar(&m.debug, "debug-fuse", false, "log every request of the kernel")
+	fl.MarkHidden("debug-fuse")
+	addSettings(fl, &a.set, gService|gDelays|gState|gMount|gLog)
+	return cmd
+}
+
+// jobsOptions turns the settings into the engine's. Zero there means the default, so that an explicit zero becomes "none".
+func (a *app) jobsOptions(log *slog.Logger, client *cas.Client, vault, stateDir, cacheDir string) (jobs.Options, error) {
+	s := &a.set
+	none := func(d time.Duration) time.Duration {
+		if d == 0 {
+			return -1
+		}
+		return d
+	}
+	noLimit := func(n int64) int64 {
+		if n == 0 {
+			return -1
+		}
+		return n
+	}
+	o := jobs.Options{
+		StateDir: stateDir, CacheDir: cacheDir, Client: client, Vault: vault, ReadOnly: s.ReadOnly, Logger: log,
+		Settle: none(s.Settle), FsyncVault: s.Fsync == "vault",
+		SegmentSize: s.SegmentSize, StreamAbove: s.StreamAbove, Uploads: s.Uploads, Parts: s.Parts,
+		BandwidthUp: s.BwlimitUp, BandwidthDown: s.BwlimitDown, StagingWait: s.StagingWait,
+		Recall: jobs.RecallMode(s.Recall), Tier: s.Tier, RecallWait: s.RecallWait,
+		GuardFiles: int(noLimit(int64(s.RecallGuardFiles))), GuardBytes: noLimit(s.RecallGuardBytes),
+		DenyComm: s.RecallDenyComm, Stub: noLimit(s.Stub), Fetches: s.Fetches, VaultRefresh: s.VaultRefresh,
+	}
+	if s.SegmentSize < 1<<20 || s.SegmentSize%(1<<20) != 0 {
+		return o, usagef("--segment-size is a multiple of 1M")
+	}
+	if s.Uploads < 1 || s.Parts < 1 || s.Fetches < 1 {
+		return o, usagef("--uploads, --parts and --fetches are at least 1")
+	}
+	for _, p := range s.RecallDenyComm {
+		if _, err := path.Match(p, "x"); err != nil {
+			return o, usagef("--recall-deny-comm: %q is not a pattern", p)
+		}
+	}
+	switch s.Trash {
+	case "", "min-age":
+	case "off":
+		o.TrashAge = -1
+	default:
+		d, err := parseDuration(s.Trash)
+		if err != nil {
+			return o, usagef("--trash is min-age, off, or a duration such as 30d")
+		}
+		o.TrashAge, o.TrashFromDelete = none(d), true
+	}
+	cacheTotal, err := diskSize(cacheDir)
+	if err != nil {
+		return o, err
+	}
+	stateTotal, err := diskSize(stateDir)
+	if err != nil {
+		return o, err
+	}
+	o.StagingSize, o.CacheSize, o.MinFree = s.StagingSize.of(stateTotal), s.CacheSize.of(cacheTotal), s.MinFree.of(stateTotal)
+	return o, nil
+}
+
+// diskSize is the size of the file system dir is or will be on.
+func diskSize(dir string) (int64, error) {
+	for {
+		var st unix.Statfs_t
+		err := unix.Statfs(dir, &st)
+		if err == nil {
+			return int64(st.Blocks) * st.Bsize, nil
+		}
+		if up := filepath.Dir(dir); errors.Is(err, unix.ENOENT) && up != dir {
+			dir = up
+			continue
+		}
+		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+}
+
+// mount is the whole life of a mount: a list of steps, undone in reverse. Nothing is changed or mounted before
+// everything that can be wrong has been looked at.
+func (a *app) mount(ctx context.Context, m mountArgs) error {
+	s := &a.set
+	var err error
+	if m.mountpoint, err = absolute(m.mountpoint); err != nil {
+		return err
+	}
+	base, err := s.stateBase()
+	if err != nil {
+		return err
+	}
+	cacheBase, err := absolute(s.CacheDir)
+	if err != nil {
+		return err
+	}
+	localDir, err := absolute(s.Local)
+	if err != nil {
+		return err
+	}
+	s.Local = localDir
+	if s.LogFile, err = absolute(s.LogFile); err != nil {
+		return err
+	}
+	for _, d := range []struct{ what, dir string }{{"the state directory", base}, {"the cache directory", cacheBase}, {"the store", localDir}} {
+		if d.dir != "" && overlap(d.dir, m.mountpoint) {
+			return usagef("%s (%s) and the mount point (%s) must not lie in one another", d.what, d.dir, m.mountpoint)
+		}
+	}
+	if cacheBase != "" && localDir != "" && overlap(cacheBase, localDir) || localDir != "" && overlap(base, localDir) {
+		return usagef("the store (%s) must not lie in the state or cache directory, nor they in it", localDir)
+	}
+	if _, err := a.jobsOptions(nil, nil, m.vault, base, base); err != nil {
+		return err // wrong values, before anything is opened
+	}
+
+	fuse := fs.Options{Mountpoint: m.mountpoint, AllowOther: s.AllowOther, ReadOnly: s.ReadOnly, Debug: m.debug, Passthrough: s.Passthrough}
+	if err := a.checkMountpoint(ctx, fuse, m.force); err != nil {
+		return err
+	}
+	if m.daemon && !isDaemon() {
+		return a.spawn(ctx)
+	}
+
+	// From here on signals mean "unmount", not "give up".
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+
+	// Logging: to the terminal, or for daemons to a file that stands beside the state.
+	logFile := s.LogFile
+	svcLog := &lateHandler{}
+	svc, err := a.connect(slog.New(svcLog))
+	if err != nil {
+		return err
+	}
+	stateDir := filepath.Join(base, stateName(svc))
+	cacheDir := stateDir
+	if cacheBase != "" {
+		cacheDir = filepath.Join(cacheBase, stateName(svc))
+	}
+	if logFile == "" && m.daemon {
+		logFile = filepath.Join(stateDir, "log")
+	}
+	log, closeLog, err := s.openLog(a.errOut, logFile)
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	svcLog.set(log.Handler())
+	fuse.Logger = log
+
+	// The state directory: one daemon each.
+	if err := claimState(stateDir, svc); err != nil {
+		return err
+	}
+	options, err := a.jobsOptions(log, svc.client, m.vault, stateDir, cacheDir)
+	if err != nil {
+		return err
+	}
+	if cacheBase != "" {
+		if err := os.MkdirAll(cacheDir, 0o700); err != nil {
+			return fmt.Errorf("cache directory: %w", err)
+		}
+	} else {
+		options.CacheDir = ""
+	}
+	engine, err := jobs.Open(options)
+	if errors.Is(err, catalog.ErrInUse) {
+		if d := dialState(ctx, stateDir); d != nil {
+			where := "mounted on " + d.info.Mountpoint
+			if d.info.Draining {
+				where = "which was unmounted and is still archiving"
+			}
+			return advise(fmt.Errorf("state directory %s is in use by casfs, pid %d, %s", stateDir, d.info.PID, where),
+				"one state directory serves one mount: casfs umount %s ends it; --state-dir starts an independent one", d.info.Mountpoint)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	d := &mountDaemon{
+		log: log, engine: engine, args: m, stateDir: stateDir, source: svc.endpoint, drain: s.Drain,
+		signals: signals, unmountDone: make(chan struct{}),
+	}
+	defer d.closeEngine()
+
+	// The service: endpoint, key and clock are right, the vault is there.
+	if err := d.probe(ctx, svc); err != nil {
+		if !m.offline || !errors.Is(err, cas.ErrUnavailable) {
+			return err
+		}
+		log.Warn("the service cannot be reached; mounting offline", "err", err)
+	}
+
+	// The control socket, then the mount, then the work.
+	sock := filepath.Join(stateDir, controlSocket)
+	l, err := control.Listen(sock)
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	fuse.Control = sock
+	fuse.FSName = fsName(svc, m.vault)
+	if isDaemon() {
+		os.Chdir("/") // a daemon must not hold the directory it was started in
+	}
+	mnt, err := fs.New(engine, fuse)
+	if err != nil {
+		l.Close()
+		return err
+	}
+	d.mnt, d.control = mnt, l
+	return d.run(func(line string) { a.ready(line, logFile) })
+}
+
+func fsName(svc *service, vault string) string {
+	name := svc.endpoint
+	if svc.local == nil && svc.appID != "" && svc.appID != "-" {
+		name += "/" + svc.appID
+	}
+	if vault != "" {
+		name += "/" + vault
+	}
+	return name
+}
+
+// checkMountpoint looks at the mount point, and clears away a dead mount with the user's consent.
+func (a *app) checkMountpoint(ctx context.Context, o fs.Options, force bool) error {
+	err := fs.Check(o)
+	if errors.Is(err, fs.ErrStaleMount) && force {
+		if err := fs.CleanStale(o.Mountpoint); err != nil {
+			return fmt.Errorf("clear the dead mount on %s: %w", o.Mountpoint, err)
+		}
+		fmt.Fprintf(a.errOut, "casfs: cleared the dead mount on %s\n", o.Mountpoint)
+		err = fs.Check(o)
+	}
+	if errors.Is(err, fs.ErrBusyMount) {
+		if d, derr := a.daemonAt(ctx, o.Mountpoint); derr == nil {
+			return advise(fmt.Errorf("%s is in use by casfs, pid %d", o.Mountpoint, d.info.PID), "casfs umount %s unmounts it", o.Mountpoint)
+		}
+	}
+	return err
+}
+
+// mountDaemon is a mount from the moment it stands until it is gone.
+type mountDaemon struct {
+	log      *slog.Logger
+	engine   *jobs.Engine
+	mnt      *fs.Mount
+	args     mountArgs
+	stateDir string
+	source   string
+	drain    string
+	control  net.Listener
+	server   *control.Server
+	signals  chan os.Signal
+
+	mu          sync.Mutex
+	unmounting  bool           // a umount verb has taken over
+	unmountDone chan struct{}  // closed when that verb is through with draining
+	left        []jobs.Pending // what it could not archive
+	draining    bool
+
+	closeOnce sync.Once
+}
+
+func (d *mountDaemon) closeEngine() {
+	d.closeOnce.Do(func() {
+		if err := d.engine.Close(); err != nil {
+			d.log.Error("close state", "err", err)
+		}
+	})
+}
+
+// probeTimeout bounds the first question to the service, retries included.
+const probeTimeout = 45 * time.Second
+
+// probe asks the service for the vaults, and turns refusals into what a user can do about them.
+func (d *mountDaemon) probe(ctx context.Context, svc *service) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, fmt.Errorf("%w: no answer within %v", cas.ErrUnavailable, probeTimeout))
+	defer cancel()
+	err := d.engine.Probe(ctx)
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, cas.ErrUnavailable) {
+			err = cause
+		}
+	}
+	switch {
+	case errors.Is(err, cas.ErrNotFound) && d.args.vault != "":
+		return advise(fmt.Errorf("vault %s does not exist at %s", d.args.vault, svc.endpoint), "create it with casfs vault create %s", d.args.vault)
+	case errors.Is(err, cas.ErrUnavailable):
+		return advise(fmt.Errorf("%s cannot be reached: %w", svc.endpoint, err), "check the network and the endpoint; --offline mounts what is known already")
+	}
+	return fmt.Errorf("%s refuses: %w", svc.endpoint, err)
+}
+
+func (d *mountDaemon) info() control.Info {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return control.Info{PID: os.Getpid(), Mountpoint: d.args.mountpoint, StateDir: d.stateDir, Vault: d.args.vault,
+		Version: version.Version(), Draining: d.draining}
+}
+
+// run works until the mount is gone and what it must still do is done.
+func (d *mountDaemon) run(ready func(string)) error {
+	work, stopWork := context.WithCancel(context.Background())
+	defer stopWork()
+	worked := make(chan error, 1)
+	go func() { worked <- d.engine.Run(work) }()
+
+	d.server = &control.Server{
+		Engine: d.engine, Info: d.info, Logger: d.log, Unmount: d.unmount,
+		Describe: func(st *jobs.Status) {
+			st.Mountpoint, st.StateDir, st.PID, st.Endpoint = d.args.mountpoint, d.stateDir, os.Getpid(), d.source
+			st.Passthrough = d.mnt.PassthroughState()
+		},
+	}
+	go func() {
+		if err := d.server.Serve(d.control); err != nil {
+			d.log.Error("control socket", "err", err)
+		}
+	}()
+
+	what := "all vaults"
+	if d.args.vault != "" {
+		what = "vault " + d.args.vault
+	}
+	d.log.Info("mounted", "mountpoint", d.args.mountpoint, "service", d.source, "state", d.stateDir, "pid", os.Getpid())
+	ready(fmt.Sprintf("mounted %s of %s on %s", what, d.source, d.args.mountpoint))
+
+	gone := make(chan struct{})
+	go func() { d.mnt.Wait(); close(gone) }()
+
+	var workErr error
+	select {
+	case <-gone:
+	case workErr = <-worked:
+		// The engine cannot go on: nothing can be archived or recalled any more.
+		d.log.Error("engine stopped; unmounting", "err", workErr)
+		d.engine.StopAdmitting()
+		d.detach()
+		worked <- workErr
+	case sig := <-d.signals:
+		d.log.Info("unmounting", "signal", sig.String())
+		d.engine.StopAdmitting()
+		d.detach()
+	}
+	if workErr != nil {
+		d.drain = "stop" // nobody would do the work
+	}
+	left, err := d.finish(gone)
+
+	// The control socket is removed while this process still holds the state
+	// directory, so that it cannot be the next mount's; connections live until the process ends.
+	d.control.Close()
+	d.server.Finish(5 * time.Second)
+	stopWork()
+	if werr := <-worked; werr != nil && !errors.Is(werr, context.Canceled) && workErr == nil {
+		workErr = werr
+	}
+	d.closeEngine()
+	if err == nil {
+		err = workErr
+	}
+	if err == nil && len(left) > 0 {
+		d.log.Warn("not everything is in the vault; the next mount goes on", "files", len(left), "state", d.stateDir)
+		err = &failure{code: exitPartial, err: fmt.Errorf("%s not in the vault yet; the next mount goes on with the state in %s", count(int64(len(left)), "file"), d.stateDir)}
+	}
+	d.log.Info("stopped")
+	return err
+}
+
+// detach unmounts; when programs have files open, it takes the mount away from
+// under its name and lets them finish.
+func (d *mountDaemon) detach() {
+	err := d.mnt.Unmount(false)
+	if errors.Is(err, fs.ErrBusyMount) {
+		d.log.Warn("files are open; detaching lazily")
+		err = d.mnt.Unmount(true)
+	}
+	if err != nil {
+		d.log.Error("unmount", "err", err)
+	}
+}
+
+// finish waits for the end of the mount and archives what is left, as --drain says or a umount verb has done
+// already. A signal ends the waiting.
+func (d *mountDaemon) finish(gone chan struct{}) ([]jobs.Pending, error) {
+	aborted := false
+	select {
+	case <-gone:
+	case sig := <-d.signals:
+		d.log.Warn("second signal; aborting the mount", "signal", sig.String())
+		aborted = true
+		if err := d.mnt.Abort(); err != nil {
+			d.log.Error("abort", "err", err)
+		} else {
+			<-gone
+		}
+	}
+	d.engine.StopAdmitting()
+	d.mu.Lock()
+	d.draining = true
+	byVerb := d.unmounting
+	d.mu.Unlock()
+	if byVerb {
+		select {
+		case <-d.unmountDone:
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return d.left, nil
+		case <-d.signals:
+			aborted = true
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if d.drain == "stop" || aborted {
+		cancel()
+	}
+	go func() {
+		select {
+		case sig := <-d.signals:
+			d.log.Warn("not waiting for uploads any longer", "signal", sig.String())
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	last := time.Now()
+	left, err := d.engine.Drain(ctx, func(p jobs.Progress) {
+		if now := time.Now(); now.Sub(last) >= 10*time.Second {
+			last = now
+			d.log.Info("archiving what is left", "files", fmt.Sprintf("%d/%d", p.FilesDone, p.FilesTotal), "bytes", fmt.Sprintf("%d/%d", p.BytesDone, p.BytesTotal))
+		}
+	})
+	if len(left) > 0 || errors.Is(err, context.Canceled) {
+		err = nil // told by the list
+	}
+	return left, err
+}
+
+// unmount is the umount verb: archive while the mount still works, then
+// unmount, then archive what was written meanwhile. A busy mount stays as it is.
+func (d *mountDaemon) unmount(ctx context.Context, r control.UnmountRequest, progress func(jobs.Progress)) (control.UnmountReply, error) {
+	d.mu.Lock()
+	draining, taken := d.draining, d.unmounting
+	d.mu.Unlock()
+	if taken {
+		return control.UnmountReply{}, errors.New("another casfs umount is at work on this mount")
+	}
+	limited := ctx
+	if r.Timeout > 0 {
+		var cancel context.CancelFunc
+		limited, cancel = context.WithTimeout(ctx, time.Duration(r.Timeout))
+		defer cancel()
+	}
+	left, err := d.engine.Drain(limited, progress)
+	if ctx.Err() != nil {
+		return control.UnmountReply{}, ctx.Err() // the user gave up waiting: nothing was changed
+	}
+	if draining {
+		return control.UnmountReply{Pending: left}, nil // unmounted before; the process ends by itself
+	}
+	if err != nil && len(left) == 0 && limited.Err() == nil {
+		return control.UnmountReply{}, err
+	}
+	d.mu.Lock()
+	draining, taken = d.draining, d.unmounting
+	d.unmounting = !draining
+	d.mu.Unlock()
+	if draining {
+		return control.UnmountReply{Pending: left}, nil
+	}
+	if taken {
+		return control.UnmountReply{}, errors.New("another casfs umount is at work on this mount")
+	}
+	if err := d.mnt.Unmount(r.Lazy); err != nil {
+		d.mu.Lock()
+		d.unmounting = false
+		d.mu.Unlock()
+		if errors.Is(err, fs.ErrBusyMount) {
+			err = fmt.Errorf("%w: %v", control.ErrBusy, err)
+		}
+		return control.UnmountReply{}, err
+	}
+	defer close(d.unmountDone)
+	d.mnt.Wait() // lazily: until the last file is closed
+	d.engine.StopAdmitting()
+	// The verb may be interrupted from here on; the daemon finishes what --drain says.
+	left, err = d.engine.Drain(limited, progress)
+	if limited.Err() != nil && ctx.Err() != nil && d.drain == "finish" {
+		left, err = d.engine.Drain(context.Background(), nil)
+	}
+	d.mu.Lock()
+	d.left = left
+	d.mu.Unlock()
+	if len(left) > 0 {
+		err = nil
+	}
+	return control.UnmountReply{Pending: left}, err
+}
+
+// lateHandler passes records on to a handler that is known later.
+type lateHandler struct {
+	mu sync.Mutex
+	h  slog.Handler
+}
+
+func (l *lateHandler) set(h slog.Handler) { l.mu.Lock(); l.h = h; l.mu.Unlock() }
+func (l *lateHandler) get() slog.Handler {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.h == nil {
+		return slog.DiscardHandler
+	}
+	return l.h
+}
+func (l *lateHandler) Enabled(ctx context.Context, v slog.Level) bool  { return l.get().Enabled(ctx, v) }
+func (l *lateHandler) Handle(ctx context.Context, r slog.Record) error { return l.get().Handle(ctx, r) }
+func (l *lateHandler) WithAttrs(as []slog.Attr) slog.Handler           { return l.get().WithAttrs(as) }
+func (l *lateHandler) WithGroup(name string) slog.Handler              { return l.get().WithGroup(name) }

@@ -1,0 +1,213 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	iofs "io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/casfs/casfs/fs"
+	"github.com/casfs/casfs/internal/control"
+)
+
+// mountEntry is one line of mountinfo that is ours.
+type mountEntry struct {
+	point, source string
+	uid           int // of who mounted it; -1 unknown
+}
+
+// casfsMounts lists the casfs mounts this process can see, oldest first.
+func casfsMounts() ([]mountEntry, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return parseMountinfo(f)
+}
+
+func parseMountinfo(r io.Reader) ([]mountEntry, error) {
+	var out []mountEntry
+	in := bufio.NewScanner(r)
+	in.Buffer(nil, 1<<20)
+	for in.Scan() {
+		// 36 35 98:0 /root /point options [optional…] - type source superoptions
+		head, tail, ok := strings.Cut(in.Text(), " - ")
+		h, t := strings.Fields(head), strings.Fields(tail)
+		if !ok || len(h) < 5 || len(t) < 2 || t[0] != "fuse.casfs" {
+			continue
+		}
+		m := mountEntry{point: unescapeMount(h[4]), source: unescapeMount(t[1]), uid: -1}
+		for _, o := range strings.Split(t[len(t)-1], ",") {
+			if v, ok := strings.CutPrefix(o, "user_id="); ok {
+				m.uid, _ = strconv.Atoi(v)
+			}
+		}
+		out = append(out, m)
+	}
+	return out, in.Err()
+}
+
+// unescapeMount undoes the kernel's octal escapes of space, tab, newline and backslash.
+func unescapeMount(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// controlSocket is the control socket's name in a state directory.
+const controlSocket = "control"
+
+// daemon is a running casfs.
+type daemon struct {
+	client *control.Client
+	info   control.Info
+}
+
+// dialState asks the daemon of a state directory; nil when none answers.
+func dialState(ctx context.Context, stateDir string) *daemon {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	c, info, err := control.Dial(ctx, filepath.Join(stateDir, controlSocket))
+	if err != nil {
+		return nil
+	}
+	return &daemon{c, info}
+}
+
+// daemons finds every casfs of this user: those with state below the state
+// directory of this user, mounted or still draining, and those mounted elsewhere.
+func (a *app) daemons(ctx context.Context) ([]*daemon, error) {
+	var out []*daemon
+	seen := map[int]bool{}
+	add := func(d *daemon) {
+		if d != nil && !seen[d.info.PID] {
+			seen[d.info.PID] = true
+			out = append(out, d)
+		}
+	}
+	base, err := a.set.stateBase()
+	if err == nil {
+		sockets, _ := filepath.Glob(filepath.Join(globEscape(base), "*", controlSocket))
+		for _, s := range sockets {
+			add(dialState(ctx, filepath.Dir(s)))
+		}
+	}
+	mounts, err := casfsMounts()
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range mounts {
+		if m.uid >= 0 && m.uid != os.Geteuid() && os.Geteuid() != 0 {
+			continue
+		}
+		if d, err := a.daemonAt(ctx, m.point); err == nil {
+			add(d)
+		}
+	}
+	return out, nil
+}
+
+func globEscape(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
+}
+
+// daemonAt finds the daemon of the mount that path lies in.
+func (a *app) daemonAt(ctx context.Context, path string) (*daemon, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	point, socket, err := fs.Find(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	c, info, err := control.Dial(ctx, socket)
+	if errors.Is(err, iofs.ErrPermission) {
+		return nil, advise(fmt.Errorf("%s was mounted by another user", point), "run this as the user who mounted it, or as root")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the casfs mounted on %s does not answer: %w", point, err)
+	}
+	return &daemon{c, info}, nil
+}
+
+// target is a path the user named and the inode behind it.
+type target struct {
+	path string
+	ino  uint64
+	dir  bool
+}
+
+// mountTargets are the targets in one mount.
+type mountTargets struct {
+	*daemon
+	targets []target
+}
+
+func (m *mountTargets) inos() []uint64 {
+	out := make([]uint64, len(m.targets))
+	for i, t := range m.targets {
+		out[i] = t.ino
+	}
+	return out
+}
+
+// resolve finds inode and daemon of each path, grouped by mount in order of first appearance.
+func (a *app) resolve(ctx context.Context, paths []string) ([]*mountTargets, error) {
+	var groups []*mountTargets
+	byDev := map[uint64]*mountTargets{}
+	for _, p := range paths {
+		abs, err := absolute(p)
+		if err != nil {
+			return nil, err
+		}
+		st, err := os.Lstat(abs)
+		if err != nil {
+			var pe *os.PathError
+			if errors.As(err, &pe) {
+				pe.Path = p
+			}
+			if errors.Is(err, syscall.ENOTCONN) {
+				return nil, advise(fmt.Errorf("%s: the casfs mounted here has died", p), "mount it again with --force; what was written is in its state directory")
+			}
+			return nil, err
+		}
+		sys := st.Sys().(*syscall.Stat_t)
+		g := byDev[sys.Dev]
+		if g == nil {
+			// Only a directory can be asked for its mount without following it elsewhere.
+			where := abs
+			if !st.IsDir() {
+				where = filepath.Dir(abs)
+			}
+			d, err := a.daemonAt(ctx, where)
+			if errors.Is(err, fs.ErrNotMounted) {
+				return nil, advise(fmt.Errorf("%s is not inside a casfs mount", p), "casfs status lists the mounts")
+			}
+			if err != nil {
+				return nil, err
+			}
+			g = &mountTargets{daemon: d}
+			byDev[sys.Dev] = g
+			groups = append(groups, g)
+		}
+		g.targets = append(g.targets, target{path: p, ino: sys.Ino, dir: st.IsDir()})
+	}
+	return groups, nil
+}

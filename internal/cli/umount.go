@@ -1,0 +1,133 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/casfs/casfs/fs"
+	"github.com/casfs/casfs/internal/control"
+)
+
+func (a *app) umountCmd() *cobra.Command {
+	var timeout time.Duration
+	var lazy bool
+	cmd := &cobra.Command{
+		Use:     "umount MOUNTPOINT",
+		Aliases: []string{"unmount"},
+		Short:   "archive what is left, unmount, and wait for the end",
+		Long: `Waits until everything written is in the vault, unmounts, and returns when the
+mount's process is gone. Interrupted, it leaves the mount as it is.
+
+With --timeout it unmounts when the time is up; what is not in the vault by then
+is listed (exit code 3), stays in the state directory, and goes on with the next mount. A mount whose process
+has died is cleared away.`,
+		Args: positional(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.umount(cmd.Context(), args[0], timeout, lazy)
+		},
+	}
+	cmd.Flags().Var(duration(&timeout), "timeout", "wait at most this long for uploads")
+	cmd.Flags().BoolVar(&lazy, "lazy", false, "detach even if programs have files open")
+	addSettings(cmd.Flags(), &a.set, gState)
+	a.addJSON(cmd)
+	return cmd
+}
+
+type pendingView struct {
+	Path  string `json:"path"`
+	Size  int64  `json:"size"`
+	State string `json:"state"`
+	Error string `json:"error,omitempty"`
+}
+
+func (a *app) umount(ctx context.Context, arg string, timeout time.Duration, lazy bool) error {
+	point, err := absolute(arg)
+	if err != nil {
+		return err
+	}
+	d, err := a.daemonOf(ctx, point)
+	if err != nil {
+		return err
+	}
+	if d == nil { // the dead mount was cleared away
+		if a.json {
+			return a.printJSON(map[string]any{"mountpoint": point, "stale": true, "pending": []pendingView{}})
+		}
+		a.printf("%s: its casfs had died; cleared the mount away. What was written goes on with the next mount.\n", point)
+		return nil
+	}
+	b := a.newBar("archiving", 0, true)
+	rep, err := d.client.Unmount(ctx, control.UnmountRequest{Lazy: lazy, Timeout: int64(timeout)}, b.engine)
+	b.done()
+	switch {
+	case errors.Is(err, control.ErrBusy):
+		return advise(fmt.Errorf("%s is in use by other programs", d.info.Mountpoint), "close their files (fuser -vm %s lists them), or add --lazy", d.info.Mountpoint)
+	case err != nil:
+		return err
+	}
+	pending := make([]pendingView, 0, len(rep.Pending))
+	for _, p := range rep.Pending {
+		pending = append(pending, pendingView(p))
+	}
+	if a.json {
+		if err := a.printJSON(map[string]any{"mountpoint": d.info.Mountpoint, "stale": false, "pending": pending}); err != nil {
+			return err
+		}
+	}
+	if len(pending) == 0 {
+		return nil
+	}
+	if !a.json {
+		fmt.Fprintf(a.errOut, "casfs: unmounted, but %s not in the vault yet:\n", count(int64(len(pending)), "file"))
+		t := newTable(a.errOut)
+		for i, p := range rep.Pending {
+			if i == 20 {
+				t.row("  …", fmt.Sprintf("and %d more", len(pending)-i))
+				break
+			}
+			t.row("  "+bytes(p.Size), p.Path, p.State, p.Error)
+		}
+		t.flush()
+		fmt.Fprintf(a.errOut, "  they are safe in %s; the next mount goes on\n", d.info.StateDir)
+	}
+	return quietly(exitPartial)
+}
+
+// daemonOf finds the daemon that mounts, or has just unmounted, a mount point;
+// nil when it has died and its mount was cleared away.
+func (a *app) daemonOf(ctx context.Context, point string) (*daemon, error) {
+	mounts, err := casfsMounts()
+	if err != nil {
+		return nil, err
+	}
+	mounted := false
+	for _, m := range mounts {
+		mounted = mounted || m.point == point || m.point == realPath(filepath.Dir(point))+"/"+filepath.Base(point)
+	}
+	if !mounted {
+		// Unmounted by other means, it may still be archiving.
+		all, err := a.daemons(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range all {
+			if d.info.Mountpoint == point {
+				return d, nil
+			}
+		}
+		return nil, advise(fmt.Errorf("%s is no casfs mount point", point), "casfs status lists the mounts")
+	}
+	err = fs.Check(fs.Options{Mountpoint: point})
+	if errors.Is(err, fs.ErrStaleMount) {
+		if err := fs.CleanStale(point); err != nil {
+			return nil, fmt.Errorf("clear the dead mount on %s: %w", point, err)
+		}
+		return nil, nil
+	}
+	return a.daemonAt(ctx, point)
+}
