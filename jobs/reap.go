@@ -186,7 +186,7 @@ func (b *reclaimer) reclaim(ctx context.Context) (int, error) {
 	}
 	e.hit("reclaim.removed")
 	now := time.Now()
-	_, err = e.catalog.Update(func(tx *catalog.Tx) error {
+	_, err = e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		for ino, vs := range gone {
 			for _, v := range vs {
 				if err := e.trashVersionTx(tx, v, nil, now); err != nil {
@@ -385,7 +385,7 @@ func (e *Engine) cleanOne(ctx context.Context, intent string) error {
 			}
 		}
 	}
-	_, err = e.catalog.Update(func(tx *catalog.Tx) error {
+	_, err = e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		if made != nil {
 			made.Num = tx.NextID()
 			e.trash(made, time.Now())
@@ -537,7 +537,7 @@ func (e *Engine) inUse(a catalog.Archive) (used bool, err error) {
 }
 
 func (e *Engine) setArchiveState(num uint64, s catalog.ArchiveState) error {
-	_, err := e.catalog.Update(func(tx *catalog.Tx) error {
+	_, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		a, err := tx.Archive(num)
 		if err != nil {
 			return err
@@ -570,7 +570,7 @@ func (e *Engine) forgetUncertain() {
 		return nil
 	})
 	if err == nil && len(old) > 0 {
-		_, err = e.catalog.Update(func(tx *catalog.Tx) error {
+		_, err = e.catalog.Reclaim(func(tx *catalog.Tx) error {
 			for _, intent := range old {
 				if err := tx.DeleteUpload(intent); err != nil && !errors.Is(err, catalog.ErrNotExist) {
 					return err

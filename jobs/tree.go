@@ -388,6 +388,9 @@ func unnamedTx(tx *catalog.Tx, i catalog.Inode) error {
 	if i.Mode&syscall.S_IFMT == syscall.S_IFREG {
 		return tx.PutOrphan(i.Ino)
 	}
+	if err := tx.DeleteOrphan(i.Ino); err != nil && !errors.Is(err, catalog.ErrNotExist) {
+		return err
+	}
 	return tx.DeleteInode(i.Ino)
 }
 
@@ -410,7 +413,7 @@ func (e *Engine) Unlink(ctx context.Context, parent uint64, name string) error {
 		return err
 	}
 	var i catalog.Inode
-	_, err := e.catalog.Update(func(tx *catalog.Tx) error {
+	_, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		var err error
 		if i, err = tx.Unlink(parent, name, time.Now().UnixNano()); err != nil {
 			return err
@@ -433,7 +436,7 @@ func (e *Engine) Rmdir(ctx context.Context, parent uint64, name string) error {
 	if parent == catalog.RootIno {
 		return e.failed("rmdir", parent, name, e.rmVault(ctx, name))
 	}
-	_, err := e.catalog.Update(func(tx *catalog.Tx) error {
+	_, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		_, err := tx.Rmdir(parent, name, time.Now().UnixNano())
 		return err
 	})

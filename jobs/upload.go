@@ -188,7 +188,7 @@ func (f *file) sealLocked() error {
 		}
 	}
 	want := f.inode
-	seq, err := e.catalog.Update(func(tx *catalog.Tx) error {
+	seq, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		i, err := tx.Inode(f.ino)
 		if err != nil {
 			return err
@@ -336,7 +336,7 @@ func (e *Engine) recordArchived(f *file, v catalog.Version, archives []catalog.A
 	now := time.Now()
 	want, dirty := f.inode, f.dirty
 	var drop []uint64
-	seq, err := e.catalog.Update(func(tx *catalog.Tx) error {
+	seq, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		drop = nil
 		i, err := tx.Inode(f.ino)
 		if errors.Is(err, catalog.ErrNotExist) || err == nil && i.Version != v.V {
@@ -499,7 +499,7 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 // discardArchives puts archives no version will use into the trash.
 func (e *Engine) discardArchives(j *sealed, archives []catalog.Archive) error {
 	now := time.Now()
-	_, err := e.catalog.Update(func(tx *catalog.Tx) error {
+	_, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		for k, a := range archives {
 			if a.Num != 0 {
 				continue // recorded with its upload, which whoever superseded the version has dealt with
@@ -599,8 +599,7 @@ func (e *Engine) sendSingle(ctx context.Context, t *task, l *content.File, u *ca
 	e.hit("single.read")
 	id, err := e.client.UploadArchive(ctx, u.VaultName, u.Description, e.up.pace(ctx, pieces{bufs, u.Size}), sum)
 	if err != nil {
-		var refused *cas.Error
-		if errors.Is(err, cas.ErrUnknown) || !errors.As(err, &refused) {
+		if errors.Is(err, cas.ErrUnknown) {
 			e.markUncertain(u)
 		}
 		return catalog.Archive{}, err
@@ -615,7 +614,7 @@ func (e *Engine) markUncertain(u *catalog.Upload) {
 	if u.Uncertain {
 		return
 	}
-	_, err := e.catalog.Update(func(tx *catalog.Tx) error {
+	_, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		now, err := tx.Upload(u.Intent)
 		if err != nil {
 			return err
@@ -644,7 +643,7 @@ func readFull(l *content.File, b []byte, off int64) error {
 // change applies fn to the catalog's record of u, as long as the upload was not abandoned meanwhile.
 func (e *Engine) changeUpload(u *catalog.Upload, fn func(tx *catalog.Tx, u *catalog.Upload) error) (uint64, error) {
 	var now catalog.Upload
-	seq, err := e.catalog.Update(func(tx *catalog.Tx) error {
+	seq, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		var err error
 		now, err = tx.Upload(u.Intent)
 		if errors.Is(err, catalog.ErrNotExist) || err == nil && now.State == catalog.Abandoned {
@@ -678,7 +677,7 @@ func (e *Engine) recordSent(ctx context.Context, u *catalog.Upload, a catalog.Ar
 	})
 	if errors.Is(err, errSuperseded) {
 		a.Num = 0
-		_, terr := e.catalog.Update(func(tx *catalog.Tx) error {
+		_, terr := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 			a.Num = tx.NextID()
 			e.trash(&a, time.Now())
 			if err := tx.PutArchive(a); err != nil {
