@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -33,7 +34,7 @@ type fake struct {
 	srv     *httptest.Server
 	handler func(w http.ResponseWriter, r *http.Request, n int) // n counts from 1
 	now     func() time.Time
-	host    string // signed host, "" as received
+	conns   atomic.Int32 // accepted
 
 	mu   sync.Mutex
 	reqs []*http.Request // bodies read
@@ -43,8 +44,14 @@ type fake struct {
 
 func newFake(t testing.TB, h func(w http.ResponseWriter, r *http.Request, n int)) *fake {
 	f := &fake{t: t, handler: h, now: time.Now}
-	f.srv = httptest.NewServer(f)
+	f.srv = httptest.NewUnstartedServer(f)
 	f.srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	f.srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			f.conns.Add(1)
+		}
+	}
+	f.srv.Start()
 	t.Cleanup(f.srv.Close)
 	return f
 }

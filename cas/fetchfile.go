@@ -215,52 +215,76 @@ func readState(name string) (partState, map[Range]Hash) {
 // time as are waiting.
 type recorder struct {
 	part, state *os.File
-	in          chan piece
+	in          chan note
 	end         chan struct{}
 	err         error
 }
 
+type note struct {
+	piece
+	ok chan<- struct{}
+}
+
 func newRecorder(part, state *os.File) *recorder {
-	r := &recorder{part: part, state: state, in: make(chan piece, 64), end: make(chan struct{})}
+	r := &recorder{part: part, state: state, in: make(chan note), end: make(chan struct{})}
 	go r.run()
 	return r
 }
 
 func (r *recorder) run() {
 	defer close(r.end)
-	for p := range r.in {
-		lines := stateLine(p)
+	for n := range r.in {
+		batch := []note{n}
 	more:
 		for {
 			select {
-			case p, ok := <-r.in:
+			case n, ok := <-r.in:
 				if !ok {
 					break more
 				}
-				lines += stateLine(p)
+				batch = append(batch, n)
 			default:
 				break more
 			}
 		}
-		if r.err = r.part.Sync(); r.err == nil {
-			_, r.err = r.state.WriteString(lines)
-		}
-		if r.err != nil {
+		if r.err = r.part.Sync(); r.err != nil {
 			return
+		}
+		var lines string
+		for _, n := range batch {
+			lines += stateLine(n.piece)
+		}
+		if _, r.err = r.state.WriteString(lines); r.err != nil {
+			return
+		}
+		for _, n := range batch {
+			close(n.ok)
 		}
 	}
 }
 
-// done hands over a piece; it fails when an earlier one could not be recorded.
+// done returns when p is noted: a kill costs no more than what is in flight.
 func (r *recorder) done(p piece) error {
+	ok := make(chan struct{})
 	select {
-	case r.in <- p:
+	case r.in <- note{p, ok}:
+	case <-r.end:
+		return r.err
+	}
+	select {
+	case <-ok:
 		return nil
 	case <-r.end:
+	}
+	select {
+	case <-ok:
+		return nil
+	default:
 		return r.err
 	}
 }
 
+// close ends the recorder; nobody may be in done.
 func (r *recorder) close() error {
 	close(r.in)
 	<-r.end

@@ -99,7 +99,7 @@ func TestDecodeInventory(t *testing.T) {
 
 // TestDecodeInventoryMemory decodes a stream far larger than what may be held.
 func TestDecodeInventoryMemory(t *testing.T) {
-	const entries = 100_000
+	const entries = 20_000
 	pr, pw := io.Pipe()
 	go func() {
 		e, _ := json.Marshal(map[string]any{"ArchiveId": strings.Repeat("x", 128), "ArchiveDescription": strings.Repeat("d", 500), "CreationDate": invTime, "Size": 1, "SHA256TreeHash": invHash})
