@@ -2,6 +2,7 @@ package local
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"hash"
@@ -102,6 +103,15 @@ func (b *bodyReader) drain() bool {
 	}
 	_, err := io.Copy(io.Discard, io.LimitReader(readerOnly{b}, maxBody+1-b.n))
 	return err == nil && b.n <= maxBody
+}
+
+// abandon keeps net/http from waiting for the rest of the body after the
+// reply. The connection lingers instead, for the client to read the reply.
+func (b *bodyReader) abandon(ctx context.Context) {
+	if c, ok := ctx.Value(connKey{}).(*headConn); ok {
+		c.linger()
+	}
+	b.rc.SetReadDeadline(time.Now())
 }
 
 // readerOnly hides everything but Read.

@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// connKey finds the headConn of a request in its context.
+type connKey struct{}
+
 // headListener hands out connections whose request heads are mended.
 type headListener struct {
 	net.Listener
@@ -40,7 +43,7 @@ type headConn struct {
 
 	mu       sync.Mutex
 	deadline time.Time // for reading
-	refused  bool      // the client was refused while it may still be sending
+	lingers  bool      // the client may still be sending when the connection is closed
 }
 
 // Read implements net.Conn. An error leaves the state as it was: net/http
@@ -121,8 +124,13 @@ func (c *headConn) readHead() error {
 func (c *headConn) refuse(e *apiError) {
 	c.in = nil
 	c.out, c.body, c.last = c.s.refusedHead(e).head, 0, true
+	c.linger()
+}
+
+// linger makes Close read for a while what the client is still sending.
+func (c *headConn) linger() {
 	c.mu.Lock()
-	c.refused = true
+	c.lingers = true
 	c.mu.Unlock()
 }
 
@@ -167,10 +175,10 @@ func (c *headConn) CloseWrite() error {
 // connection and take the reply with it, so some are read after a refusal.
 func (c *headConn) Close() error {
 	c.mu.Lock()
-	refused := c.refused
-	c.refused = false
+	linger := c.lingers
+	c.lingers = false
 	c.mu.Unlock()
-	if refused {
+	if linger {
 		c.CloseWrite()
 		c.Conn.SetReadDeadline(time.Now().Add(time.Second))
 		io.CopyN(io.Discard, c.Conn, 1<<20)

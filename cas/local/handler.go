@@ -193,8 +193,9 @@ func (s *Store) fail(r *request, err error) {
 			"request", r.w.Header().Get("X-Cas-Requestid"))
 	}
 	waiting := r.body.n == 0 && strings.EqualFold(r.http.Header.Get("Expect"), "100-continue")
-	if e.close || !waiting && !r.body.drain() {
+	if e.close || waiting || !r.body.drain() {
 		r.header("Connection", "close")
+		r.body.abandon(r.http.Context())
 	}
 	for _, h := range []string{"Location", "Content-Range", "Content-Length"} {
 		r.w.Header().Del(h)

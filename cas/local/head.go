@@ -127,6 +127,9 @@ func (s *Store) mend(head []byte) (mended, *apiError) {
 		// Where a chunked body ends is not followed here, so no second head is read.
 		out.WriteString("Connection: close\r\n")
 	}
+	if len(hosts) == 0 {
+		fmt.Fprintf(&out, "%s: none\r\n", s.headKey)
+	}
 	for _, h := range hosts {
 		fmt.Fprintf(&out, "%s: host %s\r\n", s.headKey, h)
 	}
@@ -146,6 +149,9 @@ func (s *Store) readHead(r *request) error {
 	for _, n := range notes {
 		if h, ok := strings.CutPrefix(n, "host "); ok {
 			r.hosts = append(r.hosts, h)
+			continue
+		}
+		if n == "none" || n == "host" { // "host" is an empty value
 			continue
 		}
 		e := &apiError{close: true}

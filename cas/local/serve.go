@@ -25,6 +25,7 @@ func (s *Store) Serve(ctx context.Context, l net.Listener) error {
 		ReadHeaderTimeout:            s.stall(),
 		IdleTimeout:                  2 * time.Minute,
 		DisableGeneralOptionsHandler: true,
+		ConnContext:                  func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 		ErrorLog:                     slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
 	stopped := make(chan struct{})
