@@ -6,9 +6,11 @@ package jobs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
@@ -16,7 +18,7 @@ import (
 	"github.com/casfs/casfs/cas"
 )
 
-// Recall says what a read of cold bytes does.
+// RecallMode says what a read of cold bytes does.
 type RecallMode string
 
 // The recall modes (design: --recall).
@@ -50,6 +52,7 @@ type Options struct {
 	StagingWait                     time.Duration // [10m]
 	TrashAge                        time.Duration // after upload [90 d]; negative: delete at once
 	TrashFromDelete                 bool          // TrashAge counts from the deletion, not the upload
+	UID, GID                        uint32        // owner of vault directories found at the service
 
 	// Reading.
 	Recall           RecallMode    // [auto]
@@ -90,39 +93,313 @@ type Observer interface {
 	EntryChanged(parent uint64, name string) // a name appeared, vanished or changed its inode
 }
 
+type noObserver struct{}
+
+func (noObserver) ContentChanged(uint64)       {}
+func (noObserver) AttrChanged(uint64)          {}
+func (noObserver) EntryChanged(uint64, string) {}
+
 // Engine is the running casfs of one state directory. Safe for concurrent use.
 type Engine struct {
-	opts    Options
+	opts    Options // defaults filled in; Observer is never nil
 	client  *cas.Client
 	catalog *catalog.Catalog
 	store   *content.Store
 	recall  *recaller
 	log     *slog.Logger
+	since   time.Time
+
+	settle *settler
+	up     *uploader
+	bin    *reclaimer
+
+	closing atomic.Bool
+	// failpoint, when a test sets it, is called between durable steps with the
+	// name of the point; a test panics or stops there and opens the state directory anew.
+	failpoint func(name string)
 
 	filesMu sync.Mutex
 	files   map[uint64]*file
+
+	idsMu sync.Mutex
+	ids   []uint64 // allocated in the catalog, not handed out yet
+
+	problemsMu sync.Mutex
+	problems   map[string]string   // by subject
+	failures   map[uint64]*failure // permanent upload failures by inode
+	syncs      map[*syncJob]struct{}
+	unflushed  map[*file]struct{} // size and times could not be written to the catalog
+}
+
+// failure is a permanent failure to upload a file's version.
+type failure struct {
+	v    uint64
+	err  string
+	told bool // an fsync or close has returned it
+}
+
+func (o *Options) setDefaults() {
+	def := func(p *int64, v int64) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	dur := func(p *time.Duration, v time.Duration) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	num := func(p *int, v int) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Observer == nil {
+		o.Observer = noObserver{}
+	}
+	dur(&o.Settle, 30*time.Second)
+	if o.Settle < 0 {
+		o.Settle = 0
+	}
+	def(&o.PartSize, cas.DefaultPart)
+	def(&o.SegmentSize, 64<<30)
+	// A segment must fit the parts of one upload, and begin and end at part boundaries.
+	o.SegmentSize = min(o.SegmentSize, cas.MaxParts*o.PartSize)
+	o.SegmentSize = max(o.SegmentSize/o.PartSize, 1) * o.PartSize
+	def(&o.StreamAbove, 1<<30)
+	def(&o.SingleBelow, 2*o.PartSize)
+	num(&o.Uploads, 8)
+	num(&o.Parts, 8)
+	// A single upload must fit the buffers.
+	o.SingleBelow = min(o.SingleBelow, int64(o.Parts)*o.PartSize, o.SegmentSize)
+	dur(&o.StagingWait, 10*time.Minute)
+	dur(&o.TrashAge, 90*24*time.Hour)
+
+	if o.Recall == "" {
+		o.Recall = RecallAuto
+	}
+	if o.Tier == "" {
+		o.Tier = "standard"
+	}
+	dur(&o.RecallWait, 24*time.Hour)
+	num(&o.GuardFiles, 100)
+	def(&o.GuardBytes, 100<<30)
+	def(&o.Window, 64<<20)
+	def(&o.WindowAbove, 1<<30)
+	def(&o.Stub, 64<<10)
+	num(&o.Fetches, 4)
+	dur(&o.PollMin, 500*time.Millisecond)
+	dur(&o.PollMax, 60*time.Second)
+	def(&o.Capacity, 1<<50)
+	dur(&o.VaultRefresh, time.Hour)
 }
 
 // Open locks the state directory, opens catalog and local store, and repairs
 // what a crash left between them. It contacts nothing. Errors: catalog.ErrInUse, ErrDamaged, ErrFormat.
-func Open(o Options) (*Engine, error) { panic("unimplemented") }
+func Open(o Options) (*Engine, error) {
+	o.setDefaults()
+	e := &Engine{
+		opts:      o,
+		client:    o.Client,
+		log:       o.Logger,
+		since:     time.Now(),
+		files:     map[uint64]*file{},
+		problems:  map[string]string{},
+		failures:  map[uint64]*failure{},
+		syncs:     map[*syncJob]struct{}{},
+		unflushed: map[*file]struct{}{},
+	}
+	e.settle = newSettler()
+	e.up = newUploader(e)
+	e.bin = newReclaimer(e)
+	e.recall = newRecaller(e)
 
-// Probe asks the service for the vault list and merges it; it is the mount's
-// check that endpoint, credentials and clock are right. Errors are cas's. With
-// Options.Vault, a vault that does not exist is cas.ErrNotFound.
-func (e *Engine) Probe(ctx context.Context) error { panic("unimplemented") }
+	var err error
+	e.catalog, err = catalog.Open(catalog.Options{Dir: o.StateDir, Logger: o.Logger})
+	if err != nil {
+		return nil, fmt.Errorf("opening the catalog in %s: %w", o.StateDir, err)
+	}
+	e.store, err = content.Open(content.Options{
+		StateDir:     o.StateDir,
+		CacheDir:     o.CacheDir,
+		StagingLimit: o.StagingSize,
+		CacheLimit:   o.CacheSize,
+		MinFree:      o.MinFree,
+		StagingWait:  o.StagingWait,
+		Evict:        e.recall.evictLocal,
+		Logger:       o.Logger,
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the local store in %s: %w", o.StateDir, err), e.catalog.Close())
+	}
+	if why := e.catalog.Rebuilt(); why != "" {
+		e.problem("catalog", "the catalog's index was rebuilt from its journal at start: "+why)
+	}
+	if err := e.recover(); err != nil {
+		return nil, errors.Join(fmt.Errorf("recovering %s: %w", o.StateDir, err), e.Close())
+	}
+	if err := e.recall.load(); err != nil {
+		return nil, errors.Join(fmt.Errorf("loading retrievals of %s: %w", o.StateDir, err), e.Close())
+	}
+	e.store.OnPressure(e.pressure)
+	return e, nil
+}
 
 // Run does the background work until ctx ends, then waits for its goroutines; what is unfinished stays recorded.
-func (e *Engine) Run(ctx context.Context) error { panic("unimplemented") }
+func (e *Engine) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	var once sync.Once
+	var first error
+	start := func(run func(context.Context) error) {
+		wg.Go(func() {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				once.Do(func() { first = err })
+				cancel()
+			}
+		})
+	}
+	start(e.recall.run)
+	start(e.runSettle)
+	start(e.up.run)
+	start(e.bin.run)
+	start(e.runTrash)
+	start(e.runVaults)
+	start(e.runFlush)
+	wg.Wait()
+	return first
+}
 
 // SetObserver sets who hears of changes; before Run.
-func (e *Engine) SetObserver(o Observer) { panic("unimplemented") }
+func (e *Engine) SetObserver(o Observer) {
+	if o == nil {
+		o = noObserver{}
+	}
+	e.opts.Observer = o
+}
 
 // StopAdmitting makes new writes and recalls fail with ErrClosing and cancels waiting reads (unmount, SIGTERM); uploads go on.
-func (e *Engine) StopAdmitting() { panic("unimplemented") }
+func (e *Engine) StopAdmitting() {
+	e.closing.Store(true)
+	e.recall.stopAdmitting()
+}
 
 // Close closes catalog and store; after Run has returned.
-func (e *Engine) Close() error { panic("unimplemented") }
+func (e *Engine) Close() error {
+	e.filesMu.Lock()
+	live := e.files
+	e.files = map[uint64]*file{}
+	e.filesMu.Unlock()
+	for _, f := range live {
+		f.closeLocal()
+	}
+	return errors.Join(e.store.Close(), e.catalog.Close())
+}
 
 // RootIno is the mount's root directory: the account's, or the vault's with Options.Vault (after Probe or a previous mount).
-func (e *Engine) RootIno() (uint64, error) { panic("unimplemented") }
+func (e *Engine) RootIno() (uint64, error) {
+	if e.opts.Vault == "" {
+		return catalog.RootIno, nil
+	}
+	var ino uint64
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		v, err := tx.VaultByName(e.opts.Vault)
+		ino = v.Ino
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("vault %s: %w", e.opts.Vault, err)
+	}
+	return ino, nil
+}
+
+// writable is the check before anything that changes the tree.
+func (e *Engine) writable() error {
+	if e.opts.ReadOnly {
+		return ErrReadOnly
+	}
+	if e.closing.Load() {
+		return ErrClosing
+	}
+	return nil
+}
+
+// idBlock is how many numbers are taken from the catalog at once, so that a new
+// staging file can have its number before the transaction that records it.
+const idBlock = 256
+
+// newLocalID returns a number for a local file that was never used before.
+func (e *Engine) newLocalID() (uint64, error) {
+	e.idsMu.Lock()
+	defer e.idsMu.Unlock()
+	if len(e.ids) == 0 {
+		ids := make([]uint64, 0, idBlock)
+		if _, err := e.catalog.Update(func(tx *catalog.Tx) error {
+			ids = ids[:0]
+			for range idBlock {
+				ids = append(ids, tx.NextID())
+			}
+			return nil
+		}); err != nil {
+			return 0, err
+		}
+		e.ids = ids
+	}
+	id := e.ids[0]
+	e.ids = e.ids[1:]
+	return id, nil
+}
+
+// hit calls the test hook of a named point between durable steps.
+func (e *Engine) hit(point string) {
+	if e.failpoint != nil {
+		e.failpoint(point)
+	}
+}
+
+// problem records what people must know about, in plain words, until cleared; it is also logged when it is new.
+func (e *Engine) problem(subject, text string) {
+	e.problemsMu.Lock()
+	old := e.problems[subject]
+	e.problems[subject] = text
+	e.problemsMu.Unlock()
+	if old != text {
+		e.log.Warn("problem", "subject", subject, "problem", text)
+	}
+}
+
+func (e *Engine) solved(subject string) {
+	e.problemsMu.Lock()
+	delete(e.problems, subject)
+	e.problemsMu.Unlock()
+}
+
+// path names an inode for people: its path from the account root, or its number.
+func (e *Engine) path(ino uint64) string {
+	var p string
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		var err error
+		p, err = tx.Path(ino)
+		return err
+	})
+	if err != nil {
+		return fmt.Sprintf("inode %d", ino)
+	}
+	return "/" + p
+}
+
+// sleep waits for d or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

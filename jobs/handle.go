@@ -1,6 +1,16 @@
 package jobs
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cache/content"
+)
 
 // OpenFlags of a handle, from open(2).
 type OpenFlags struct {
@@ -14,58 +24,361 @@ type OpenFlags struct {
 // Handle is an open regular file. It keeps the inode alive until Release.
 type Handle struct{ impl handleImpl }
 
-type handleImpl struct{}
+type handleImpl struct {
+	f        *file
+	flags    OpenFlags
+	local    bool  // told Local
+	pinned   bool  // counted in file.pinned
+	fd       int   // -1: none
+	mtime    int64 // of the local file at open, when local
+	released atomic.Bool
+}
 
 // Create makes a regular file and opens it. Errors: catalog.ErrExist and the namespace's.
-func (e *Engine) Create(ctx context.Context, c Caller, parent uint64, name string, mode uint32, f OpenFlags) (Attr, *Handle, error) {
-	panic("unimplemented")
+//
+// The staging file comes first, then one transaction with name, inode and
+// version: a staging file without a record is recognised at the next start (and
+// removed when empty), a record without its file would be damage.
+func (e *Engine) Create(ctx context.Context, c Caller, parent uint64, name string, mode uint32, fl OpenFlags) (Attr, *Handle, error) {
+	if err := e.writable(); err != nil {
+		return Attr{}, nil, err
+	}
+	id, err := e.newLocalID()
+	if err != nil {
+		return Attr{}, nil, err
+	}
+	l, err := e.store.CreateStaging(id)
+	if err != nil {
+		return Attr{}, nil, err
+	}
+	e.hit("create.staging")
+	now := time.Now()
+	// The staging file's own mtime is what the file's will be.
+	if m, err := l.Mtime(); err == nil {
+		now = m
+	}
+	var i catalog.Inode
+	var v catalog.Version
+	seq, err := e.catalog.Update(func(tx *catalog.Tx) error {
+		i, err = tx.Create(parent, name, catalog.Inode{Mode: syscall.S_IFREG | mode&07777, UID: c.UID, GID: c.GID}, now.UnixNano())
+		if err != nil {
+			return err
+		}
+		i.Version = 1
+		v = catalog.Version{Ino: i.Ino, V: 1, State: catalog.Staged, Local: id, Mtime: i.Mtime, StagedAt: time.Now().UnixNano()}
+		if err := tx.PutVersion(v); err != nil {
+			return err
+		}
+		return tx.PutInode(i)
+	})
+	if err != nil {
+		return Attr{}, nil, errors.Join(err, l.Close(), e.store.Remove(id))
+	}
+	f := e.adopt(i, v, l, seq)
+	f.mu.Lock()
+	h := f.openLocked(fl)
+	a := f.attrLocked()
+	f.mu.Unlock()
+	a.Parent = parent
+	return a, h, nil
+}
+
+// adopt makes the live file of an inode just created, with one reference. Somebody
+// else may have found the new name and loaded it already: then theirs is used.
+func (e *Engine) adopt(i catalog.Inode, v catalog.Version, l *content.File, seq uint64) *file {
+	e.filesMu.Lock()
+	f := e.files[i.Ino]
+	if f == nil {
+		f = &file{e: e, ino: i.Ino, refs: 1, inode: i, ver: v, local: l, seq: seq}
+		e.files[i.Ino] = f
+		e.filesMu.Unlock()
+		return f
+	}
+	f.refs++
+	e.filesMu.Unlock()
+	f.mu.Lock()
+	if f.loadErr != nil {
+		// It looked before the record was there, which is here now.
+		f.loadErr, f.inode, f.ver, f.local = nil, i, v, l
+		l = nil
+	}
+	f.mu.Unlock()
+	if l != nil {
+		l.Close()
+	}
+	return f
+}
+
+// openLocked counts a new handle, which takes over the caller's reference.
+//
+// Who gets the descriptor follows from what the kernel refuses (EIO): an open
+// without it while one with it is open, an open with it while a handle without it has
+// a shared mapping, and another descriptor while one is out. So: once one is
+// out everybody gets it; while a readable handle without it is open nobody
+// does; and a first handle that writes does not, since then its stores come
+// through the engine, and a stream longer than the staging pool can
+// drop what is in the vault.
+func (f *file) openLocked(fl OpenFlags) *Handle {
+	h := &Handle{handleImpl{f: f, flags: fl, fd: -1}}
+	f.handles++
+	if fl.Write {
+		f.writers++
+	}
+	if f.local != nil && f.wholeLocked() {
+		h.impl.pinned = true
+		f.pinned++
+		if f.fds > 0 || !fl.Write && f.plain == 0 {
+			h.impl.local = true
+			h.impl.fd = f.local.Fd()
+			f.fds++
+			if m, err := f.local.Mtime(); err == nil {
+				h.impl.mtime = m.UnixNano()
+			}
+		}
+	}
+	if !h.impl.local && fl.Read {
+		f.plain++
+	}
+	return h
 }
 
 // Open opens a regular file. In mode queue, or with NonBlock, a cold file starts
 // its retrieval and fails with ErrAgain; deny, guard and denied commands fail with ErrDenied/ErrGuard. In mode auto it does not wait: reads do.
 // Opening for writing without Truncate does not recall either: the first Write or Truncate does.
-func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, f OpenFlags) (*Handle, error) {
-	panic("unimplemented")
+func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, fl OpenFlags) (*Handle, error) {
+	if fl.Write || fl.Truncate {
+		if err := e.writable(); err != nil {
+			return nil, err
+		}
+	}
+	f, err := e.acquire(ino)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.admitOpen(c, fl); err != nil {
+		f.put()
+		return nil, err
+	}
+	if fl.Truncate {
+		if err := f.truncate(ctx, c, 0); err != nil {
+			f.put()
+			return nil, err
+		}
+	}
+	f.mu.Lock()
+	if f.gone {
+		f.mu.Unlock()
+		f.put()
+		return nil, ErrStale
+	}
+	h := f.openLocked(fl)
+	archived := f.ver.State == catalog.Archived && f.local != nil
+	id := f.ver.Local
+	f.mu.Unlock()
+	if archived {
+		e.store.Touch(id)
+	}
+	return h, nil
+}
+
+// admitOpen is the recall policy of an open.
+func (f *file) admitOpen(c Caller, fl OpenFlags) error {
+	if fl.Truncate || !fl.Read {
+		return nil
+	}
+	f.mu.Lock()
+	cold := f.ver.State == catalog.Archived && !f.wholeLocked()
+	f.mu.Unlock()
+	if !cold {
+		return nil
+	}
+	return f.e.recall.admit(c, f, fl.NonBlock)
 }
 
 // Local reports whether every byte is local, verified, and will stay so until Release:
 // then reads and writes never wait for a recall and Fd may be handed to the kernel. It is decided at Open and never changes for this handle.
-func (h *Handle) Local() bool { panic("unimplemented") }
+//
+// While a Local handle is open every further handle of the inode is Local too, with the same Fd.
+func (h *Handle) Local() bool { return h.impl.local }
 
 // Fd returns a descriptor of the local file for passthrough, or -1 when the file must
 // not be read or written behind the engine's back (cold, streaming with punched parts, empty).
-func (h *Handle) Fd() int { panic("unimplemented") }
+// It is -1 exactly when Local is false.
+func (h *Handle) Fd() int { return h.impl.fd }
 
-func (h *Handle) Ino() uint64 { panic("unimplemented") }
-
-// ReadAt reads up to len(p) bytes; n < len(p) only at the end of the file. It
-// waits for a recall of cold ranges until ctx ends (returning ctx's error), ErrTimedOut, ErrDamaged, ErrGuard, ErrDenied.
-func (h *Handle) ReadAt(ctx context.Context, c Caller, p []byte, off int64) (int, error) {
-	panic("unimplemented")
-}
-
-// WriteAt writes all of p or fails; the first write to archived content makes a new version, recalling it first unless the file is
-// empty. It waits for staging room. Errors: content.ErrNoSpace, ErrPunched, ErrClosing and ReadAt's.
-func (h *Handle) WriteAt(ctx context.Context, c Caller, p []byte, off int64) (int, error) {
-	panic("unimplemented")
-}
-
-// Allocate is fallocate(2).
-func (h *Handle) Allocate(ctx context.Context, c Caller, mode uint32, off, n int64) error {
-	panic("unimplemented")
-}
-
-// Seek answers SEEK_DATA (3) and SEEK_HOLE (4); cold bytes are data. io.EOF for ENXIO.
-func (h *Handle) Seek(ctx context.Context, off int64, whence int) (int64, error) {
-	panic("unimplemented")
-}
+// Ino returns the inode number.
+func (h *Handle) Ino() uint64 { return h.impl.f.ino }
 
 // Flush reports, once, a permanent upload failure of the file. It commits nothing.
-func (h *Handle) Flush(ctx context.Context) error { panic("unimplemented") }
+func (h *Handle) Flush(ctx context.Context) error {
+	if !h.impl.flags.Write {
+		return nil
+	}
+	return h.impl.f.e.tellFailure(h.impl.f.ino)
+}
 
 // Fsync makes data, size, mtime and name of the file survive power loss; with
 // Options.FsyncVault it waits until the version is archived and recorded.
-func (h *Handle) Fsync(ctx context.Context, datasync bool) error { panic("unimplemented") }
+func (h *Handle) Fsync(ctx context.Context, datasync bool) error {
+	f := h.impl.f
+	e := f.e
+	if err := f.fsync(ctx); err != nil {
+		e.log.Error("fsync", "path", e.path(f.ino), "err", err)
+		return err
+	}
+	if err := e.tellFailure(f.ino); err != nil {
+		return err
+	}
+	if !e.opts.FsyncVault || e.opts.ReadOnly {
+		return nil
+	}
+	return e.Sync(ctx, []uint64{f.ino}, nil)
+}
+
+// fsync puts data, then the records that name it, on stable storage.
+func (f *file) fsync(ctx context.Context) error {
+	f.mu.Lock()
+	l := f.local
+	if !f.stagingLocked() {
+		l = nil
+	}
+	f.mu.Unlock()
+	if l != nil {
+		if err := l.Sync(); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	err := f.flushLocked()
+	f.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return f.e.catalog.Barrier(ctx, 0)
+}
 
 // Release closes the handle. The release of the last write handle starts the settle clock.
-func (h *Handle) Release() { panic("unimplemented") }
+func (h *Handle) Release() {
+	if h.impl.released.Swap(true) {
+		return
+	}
+	f := h.impl.f
+	e := f.e
+	f.mu.Lock()
+	f.handles--
+	if h.impl.pinned {
+		f.pinned--
+	}
+	if h.impl.local {
+		f.fds--
+	} else if h.impl.flags.Read {
+		f.plain--
+	}
+	keep := false
+	if h.impl.flags.Write {
+		f.writers--
+		if f.writers == 0 {
+			if h.impl.local {
+				f.noticeLocked(h.impl.mtime)
+			}
+			if err := f.flushLocked(); err != nil {
+				// The staging file knows size and mtime, and recovery asks it; until then this file is the only one that knows.
+				e.log.Error("recording size and times", "path", e.path(f.ino), "err", err)
+				keep = e.keepUnflushed(f)
+			}
+			if f.stagingLocked() && f.ver.State == catalog.Staged && !f.orphan {
+				e.settle.start(f.ino, time.Now().Add(e.opts.Settle))
+			}
+		}
+	}
+	reclaim := f.orphan && f.handles == 0
+	f.mu.Unlock()
+	if reclaim {
+		e.bin.add(f.ino)
+	}
+	if !keep {
+		f.put()
+	}
+}
+
+// noticeLocked looks for stores that came past the engine: a shared mapping on
+// a descriptor the kernel uses directly moves only the local file's mtime.
+func (f *file) noticeLocked(opened int64) {
+	if f.local == nil || f.dirty || f.ver.V == 0 {
+		return
+	}
+	m, err := f.local.Mtime()
+	if err != nil {
+		return
+	}
+	now := m.UnixNano()
+	if f.stagingLocked() && now == f.inode.Mtime || !f.stagingLocked() && now == opened {
+		return
+	}
+	f.writes++
+	if f.ver.State != catalog.Staged {
+		if err := f.supersedeLocked(0, f.inode.Size); err != nil {
+			f.e.log.Error("a mapped file changed and cannot become a new version", "path", f.e.path(f.ino), "err", err)
+			return
+		}
+		if err := f.convertLocked(); err != nil {
+			f.e.log.Error("a mapped file changed", "path", f.e.path(f.ino), "err", err)
+		}
+	}
+	f.dirty = true
+	f.inode.Ctime = max(f.inode.Ctime, now)
+}
+
+// tellFailure returns a permanent upload failure of ino nobody was told of yet.
+func (e *Engine) tellFailure(ino uint64) error {
+	e.problemsMu.Lock()
+	fl := e.failures[ino]
+	if fl == nil || fl.told {
+		e.problemsMu.Unlock()
+		return nil
+	}
+	fl.told = true
+	e.problemsMu.Unlock()
+	err := fmt.Errorf("%w: %s", ErrUpload, fl.err)
+	e.log.Error("telling a program of a failed upload", "path", e.path(ino), "err", err)
+	return err
+}
+
+// keepUnflushed leaves the caller's reference to the flusher, and reports whether it took it.
+func (e *Engine) keepUnflushed(f *file) bool {
+	e.problemsMu.Lock()
+	defer e.problemsMu.Unlock()
+	if _, ok := e.unflushed[f]; ok {
+		return false
+	}
+	e.unflushed[f] = struct{}{}
+	return true
+}
+
+// runFlush retries what Release could not record.
+func (e *Engine) runFlush(ctx context.Context) error {
+	for {
+		if err := sleep(ctx, 2*time.Second); err != nil {
+			return nil
+		}
+		e.problemsMu.Lock()
+		var list []*file
+		for f := range e.unflushed {
+			list = append(list, f)
+		}
+		e.problemsMu.Unlock()
+		for _, f := range list {
+			f.mu.Lock()
+			err := f.flushLocked()
+			gone := f.gone
+			f.mu.Unlock()
+			if err != nil && !gone {
+				break // the same reason for all: no room for the catalog
+			}
+			e.problemsMu.Lock()
+			delete(e.unflushed, f)
+			e.problemsMu.Unlock()
+			f.put()
+		}
+	}
+}

@@ -46,6 +46,8 @@ type Options struct {
 	MinFree       int64  // refuse changes below this much free space; 0: 64 MiB
 	SnapshotEvery int64  // journal bytes between snapshots, at least (half the last snapshot's size if that is more); 0: 64 MiB
 	Logger        *slog.Logger
+
+	segmentSize int64 // tests: journal.Options.SegmentSize
 }
 
 // Errors. The namespace errors are matched by errors.Is and mapped to errno in package fs.
@@ -90,7 +92,7 @@ type Catalog struct {
 	closed    bool         // guarded by enqueue
 
 	// Of the committer alone.
-	o1       overlay
+	overlay  overlay
 	serial   uint64
 	inFlight []*request
 	nextID   uint64

@@ -63,7 +63,7 @@ func (c *Catalog) commitLoop() {
 	defer func() {
 		// An fn that ends its goroutine (testing's FailNow) must not take everybody else along.
 		if len(c.inFlight) > 0 {
-			c.o1.drop()
+			c.overlay.drop()
 			for _, r := range c.inFlight {
 				r.err = fmt.Errorf("an Update ended the committer's goroutine")
 				close(r.done)
@@ -110,7 +110,7 @@ func (c *Catalog) commitBatch() {
 		c.inFlight = append(c.inFlight, next)
 	}
 	if err := c.commit(size, stats); err != nil {
-		c.o1.drop()
+		c.overlay.drop()
 		for _, r := range c.inFlight {
 			if r.err == nil || r.saw {
 				r.seq, r.err = 0, err
@@ -135,9 +135,9 @@ func (c *Catalog) run(r *request, base *badger.Txn) {
 		return
 	}
 	c.serial++
-	tx := &Tx{c: c, base: base, o: &c.o1, serial: c.serial}
-	r.saw = len(c.o1.dirty) > 0
-	c.o1.undo = c.o1.undo[:0]
+	tx := &Tx{c: c, base: base, o: &c.overlay, serial: c.serial}
+	r.saw = len(c.overlay.dirty) > 0
+	c.overlay.undo = c.overlay.undo[:0]
 	finished := false
 	func() {
 		defer func() {
@@ -150,12 +150,12 @@ func (c *Catalog) run(r *request, base *badger.Txn) {
 		finished = true
 	}()
 	if !finished || r.err != nil {
-		c.o1.rollback()
+		c.overlay.rollback()
 		return
 	}
 	r.delta = tx.delta
-	r.ops = make([]journal.Op, 0, len(c.o1.undo))
-	for _, u := range c.o1.undo {
+	r.ops = make([]journal.Op, 0, len(c.overlay.undo))
+	for _, u := range c.overlay.undo {
 		op := journal.Op{Key: []byte(u.e.key)}
 		if u.e.st == dirtyPut {
 			op.Value = u.e.val
@@ -184,7 +184,7 @@ func (c *Catalog) commit(size int64, stats Stats) error {
 		r.seq = last // nothing changed: what it saw is what is there up to here
 	}
 	if len(batches) == 0 {
-		c.o1.applied()
+		c.overlay.applied()
 		return nil
 	}
 	if err := c.guard.room(size); err != nil {
@@ -215,7 +215,7 @@ func (c *Catalog) commit(size int64, stats Stats) error {
 		c.log.Error("catalog index failed; no more changes until the next start, which rebuilds it", "err", err)
 		return err
 	}
-	c.o1.applied()
+	c.overlay.applied()
 	c.stats.Store(&stats)
 	c.db.SetDiscardTs(c.views.publish(seq))
 	select {
@@ -237,7 +237,7 @@ func (c *Catalog) apply(seq uint64, stats Stats) (err error) {
 		c.applyHook()
 	}
 	w := &applier{db: c.db, seq: seq}
-	for _, e := range c.o1.dirty {
+	for _, e := range c.overlay.dirty {
 		switch e.st {
 		case dirtyPut:
 			err = w.add(&badger.Entry{Key: []byte(e.key), Value: e.val})

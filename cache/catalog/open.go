@@ -105,7 +105,14 @@ func (c *Catalog) open() error {
 			return err
 		}
 	}
-	c.j, err = journal.Open(journal.Options{Dir: c.path("journal"), Logger: c.log})
+	jo := journal.Options{Dir: c.path("journal"), SegmentSize: c.o.segmentSize, Logger: c.log}
+	if complete {
+		jo.Stable = 1 // the root directory's record was, before format was written
+	}
+	if m != nil {
+		jo.Stable = max(jo.Stable, m.Seq)
+	}
+	c.j, err = journal.Open(jo)
 	switch {
 	case errors.Is(err, journal.ErrFormat):
 		return fmt.Errorf("%w: %w", ErrFormat, err)
@@ -119,13 +126,6 @@ func (c *Catalog) open() error {
 	last := c.j.Last()
 	if m != nil && last > 0 && m.ID != c.id {
 		return fmt.Errorf("%w: %s is of catalog %s, the journal of %s. %s", ErrDamaged, c.path("mark"), m.ID, c.id, c.advice())
-	}
-	if m != nil && last < m.Seq || complete && last == 0 {
-		var want uint64 = 1
-		if m != nil {
-			want = m.Seq
-		}
-		return fmt.Errorf("%w: the journal ends at record %d, but those up to %d were on stable storage. %s", ErrDamaged, last, want, c.advice())
 	}
 	c.guard = newGuard(c.o, c.log)
 	if err := c.guard.start(); err != nil {

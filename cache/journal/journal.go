@@ -80,7 +80,10 @@ type Record struct {
 type Options struct {
 	Dir         string
 	SegmentSize int64 // bytes before a new segment begins; 0: 64 MiB
-	Logger      *slog.Logger
+	// Stable is a sequence number the owner knows to have been on stable storage:
+	// a journal that ends before it is damaged, not torn.
+	Stable uint64
+	Logger *slog.Logger
 }
 
 // Errors of a damaged journal. A torn last record is not damage: it was never acknowledged durable and is cut off with a log line.
@@ -96,6 +99,7 @@ var (
 type Journal struct {
 	dir         string
 	segmentSize int64
+	stable      uint64
 	log         *slog.Logger
 	id          [16]byte
 	boot        [16]byte
@@ -132,6 +136,7 @@ func Open(o Options) (*Journal, error) {
 	j := &Journal{
 		dir:         o.Dir,
 		segmentSize: o.SegmentSize,
+		stable:      o.Stable,
 		log:         o.Logger,
 		boot:        bootID(),
 		fsync:       fdatasync,
@@ -225,7 +230,13 @@ func (j *Journal) scan() error {
 		snap = j.snaps[n-1]
 	}
 	for i, first := range segs {
-		s, err := j.openSegment(first, i == len(segs)-1, snap, &haveID)
+		newest := i == len(segs)-1
+		s, err := j.openSegment(first, newest, snap, &haveID)
+		if errors.Is(err, ErrDamaged) && !newest && segs[i+1]-1 <= snap {
+			// Only the older snapshot needs it. Replay fails on it if it comes to that.
+			j.log.Error("a journal segment is damaged, but a newer snapshot covers it", "err", err, "snapshot", snap)
+			s, err = &segment{first: first, last: segs[i+1] - 1}, nil
+		}
 		if err != nil {
 			return err
 		}
@@ -251,6 +262,9 @@ func (j *Journal) scan() error {
 		// segment; the owner, who knows how far it had come, decides whether more is lost.
 		j.log.Error("journal ends before its newest snapshot", "last", j.last, "snapshot", snap)
 		j.last = snap
+	}
+	if j.last < j.stable {
+		return fmt.Errorf("%w: it ends at record %d, but those up to %d were on stable storage", ErrDamaged, j.last, j.stable)
 	}
 	if !haveID {
 		rand.Read(j.id[:])

@@ -182,6 +182,9 @@ func (j *Journal) cutTail(s *segment, f *os.File, off, size int64, newest bool, 
 	if !newest {
 		return damaged("record fails its checksum, and a later segment exists")
 	}
+	if s.last < j.stable {
+		return damaged(fmt.Sprintf("record fails its checksum, but those up to %d were on stable storage", j.stable))
+	}
 	tail := make([]byte, size-off)
 	if _, err := f.ReadAt(tail, off); err != nil {
 		return err

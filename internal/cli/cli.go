@@ -20,6 +20,7 @@ type app struct {
 	out, errOut io.Writer
 	set         settings
 	json        bool
+	makeStore   bool     // --local may create the store
 	started     bool     // a verb has begun: failures are no longer usage errors
 	closers     []func() // run in reverse before the program ends
 }
@@ -60,6 +61,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 func (a *app) onExit(fn func()) { a.closers = append(a.closers, fn) }
 
 func (a *app) root() *cobra.Command {
+	cobra.EnableCommandSorting = false // the order below is the order of importance
 	root := &cobra.Command{
 		Use:   "casfs",
 		Short: "mount cold-archive vaults as directories",
@@ -132,7 +134,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 75 not finished yet
 	group("files", a.syncCmd(), a.recallCmd(), a.evictCmd(), a.statCmd())
 	group("service", a.serveCmd(), a.vaultCmd(), a.archiveCmd(), a.uploadCmd(), a.jobCmd(), a.treehashCmd())
 	root.AddCommand(a.configCmd(), a.versionCmd(), a.manCmd())
-	root.PersistentFlags().SortFlags = false
 	setUsage(root)
 	return root
 }
@@ -153,9 +154,9 @@ func setUsage(cmd *cobra.Command) {
 				}
 			}
 			if len(args) > 0 {
-				return usagef("%s has no verb %q; it has %s", cmd.CommandPath(), args[0], strings.Join(names, ", "))
+				return usagef("there is no verb %q, only %s", args[0], strings.Join(names, ", "))
 			}
-			return usagef("%s needs a verb: %s", cmd.CommandPath(), strings.Join(names, ", "))
+			return usagef("a verb is missing: %s", strings.Join(names, ", "))
 		}
 	}
 }
@@ -170,9 +171,15 @@ func positional(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		words := strings.Fields(cmd.Use)[1:]
 		if len(args) < least {
+			var names []string // of what must be given
+			for _, w := range words {
+				if !strings.HasPrefix(w, "[") {
+					names = append(names, strings.Trim(w, ".…"))
+				}
+			}
 			missing := "an argument"
-			if n := len(args); n < len(words) {
-				missing = strings.Trim(words[n], "[].…")
+			if n := len(args); n < len(names) {
+				missing = names[n]
 			}
 			return usagef("missing %s (usage: %s)", missing, usageLine(cmd))
 		}

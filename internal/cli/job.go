@@ -2,8 +2,9 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -13,8 +14,8 @@ import (
 )
 
 func (a *app) jobCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "job", Short: "jobs: start retrievals and inventories, list, show, fetch their output"}
-	cmd.AddCommand(a.jobListCmd(), a.jobShowCmd(), a.jobStartCmd(), a.jobFetchCmd())
+	cmd := &cobra.Command{Use: "job", Short: "jobs: start retrievals and inventories, list, show, fetch"}
+	cmd.AddCommand(a.jobListCmd(), a.jobShowCmd(), a.jobStartCmd(), a.jobFetchCmd(), a.jobArchivesCmd())
 	return cmd
 }
 
@@ -143,14 +144,14 @@ func dash(s string) string {
 func (a *app) jobShowCmd() *cobra.Command {
 	var wait bool
 	cmd := a.vaultVerb("show VAULT JOB", "describe a job", 1, 1, func(cmd *cobra.Command, c *cas.Client, vault string, args []string) error {
-		j, err := c.DescribeJob(cmd.Context(), vault, args[0])
-		if err == nil && wait {
-			j, err = a.awaitJob(cmd.Context(), c, vault, j)
+		if !wait {
+			j, err := c.DescribeJob(cmd.Context(), vault, args[0])
+			if err != nil {
+				return err
+			}
+			return a.printJob(j)
 		}
-		if err != nil {
-			return err
-		}
-		return a.printJob(j)
+		return a.showFinished(cmd.Context(), c, vault, args[0])
 	})
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until it has finished")
 	a.addJSON(cmd)
@@ -208,24 +209,15 @@ func (a *app) printJob(j cas.Job) error {
 	return nil
 }
 
-// awaitJob polls until a job has finished, more and more slowly.
-func (a *app) awaitJob(ctx context.Context, c *cas.Client, vault string, j cas.Job) (cas.Job, error) {
-	b := a.newBar("waiting for the job", 0, false)
-	defer b.done()
-	pause := 200 * time.Millisecond
-	for !j.Completed {
-		select {
-		case <-ctx.Done():
-			return j, ctx.Err()
-		case <-time.After(pause + rand.N(pause/4)):
-		}
-		pause = min(pause*3/2, time.Minute)
-		var err error
-		if j, err = c.DescribeJob(ctx, vault, j.ID); err != nil {
-			return j, err
+// showFinished waits for a job and prints it; one that failed is an error, too.
+func (a *app) showFinished(ctx context.Context, c *cas.Client, vault, id string) error {
+	j, err := a.waitJob(ctx, c, vault, id)
+	if err == nil || errors.Is(err, cas.ErrJobFailed) {
+		if perr := a.printJob(j); perr != nil {
+			return perr
 		}
 	}
-	return j, nil
+	return err
 }
 
 func (a *app) jobStartCmd() *cobra.Command {
@@ -308,20 +300,7 @@ func (a *app) jobStartCmd() *cobra.Command {
 			if !a.json {
 				fmt.Fprintf(a.errOut, "started %s\n", id)
 			}
-			j, err := c.DescribeJob(cmd.Context(), vault, id)
-			if err == nil {
-				j, err = a.awaitJob(cmd.Context(), c, vault, j)
-			}
-			if err != nil {
-				return err
-			}
-			if err := a.printJob(j); err != nil {
-				return err
-			}
-			if j.Failed() {
-				return fmt.Errorf("%w: %s", cas.ErrJobFailed, j.StatusMessage)
-			}
-			return nil
+			return a.showFinished(cmd.Context(), c, vault, id)
 		}
 		if a.json {
 			return a.printJSON(map[string]string{"job_id": id})
@@ -404,6 +383,66 @@ Ranges count from the beginning of the output, not of the archive.`
 	fl.StringVar(&start, "start", "", "only from this byte")
 	fl.StringVar(&length, "size", "", "only this many bytes")
 	fl.IntVar(&o.parallel, "parallel", 4, "ranges in flight")
+	fl.BoolVar(&o.unverified, "unverified", false, "fetch even what the service tells no hash for")
 	a.addJSON(cmd)
+	return cmd
+}
+
+type archiveView struct {
+	ID          string     `json:"id"`
+	Description string     `json:"description"`
+	Created     *time.Time `json:"created"`
+	Size        int64      `json:"size"`
+	TreeHash    string     `json:"tree_hash"`
+}
+
+func (a *app) jobArchivesCmd() *cobra.Command {
+	var wait bool
+	cmd := a.vaultVerb("archives VAULT JOB", "print the archives that a finished inventory lists", 1, 1, func(cmd *cobra.Command, c *cas.Client, vault string, args []string) error {
+		var j cas.Job
+		var err error
+		if wait {
+			j, err = a.waitJob(cmd.Context(), c, vault, args[0])
+		} else {
+			j, err = c.PollJob(cmd.Context(), vault, args[0])
+		}
+		if err != nil {
+			return err
+		}
+		if j.Type != cas.InventoryRetrieval {
+			return usagef("%s is no inventory; casfs job fetch downloads an archive", args[0])
+		}
+		enc := json.NewEncoder(a.out)
+		enc.SetEscapeHTML(false)
+		t := newTable(a.out)
+		if !a.json {
+			t.row("ARCHIVE", "SIZE", "CREATED", "DESCRIPTION")
+		}
+		n := 0
+		head, err := c.Inventory(cmd.Context(), vault, j.ID, func(e cas.InventoryEntry) error {
+			n++
+			if a.json {
+				return enc.Encode(archiveView{e.ArchiveID, e.Description, orNull(e.CreationDate), e.Size, e.TreeHash.String()})
+			}
+			t.row(e.ArchiveID, bytes(e.Size), when(e.CreationDate), e.Description)
+			if n%1000 == 0 {
+				t.flush() // bounded memory, for columns that may shift
+			}
+			return nil
+		})
+		t.flush()
+		if err != nil {
+			return err
+		}
+		if !a.json {
+			a.printf("%s, as of %s\n", count(int64(n), "archive"), when(head.Date))
+			if j.InventoryMarker != "" {
+				a.printf("more: casfs job start %s --marker %s\n", vault, shown(j.InventoryMarker))
+			}
+		}
+		return nil
+	})
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the job has finished")
+	cmd.Flags().BoolVar(&a.json, "json", false, "print one JSON object per line")
 	return cmd
 }

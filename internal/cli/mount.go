@@ -199,6 +199,7 @@ func (a *app) mount(ctx context.Context, m mountArgs) error {
 	// Logging: to the terminal, or for daemons to a file that stands beside the state.
 	logFile := s.LogFile
 	svcLog := &lateHandler{}
+	a.makeStore = true
 	svc, err := a.connect(slog.New(svcLog))
 	if err != nil {
 		return err

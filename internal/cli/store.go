@@ -50,6 +50,14 @@ func (a *app) connectLocal(log *slog.Logger) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !a.makeStore {
+		if _, err := os.Stat(filepath.Join(dir, "credentials")); err != nil {
+			if !errors.Is(err, os.ErrNotExist) {
+				return nil, err
+			}
+			return nil, advise(fmt.Errorf("there is no store in %s", dir), "casfs mount --local, casfs serve and casfs vault create --local make one")
+		}
+	}
 	st, err := openLocal(a.set.storeOptions(dir, log), log)
 	if err != nil {
 		return nil, err

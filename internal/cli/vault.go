@@ -34,13 +34,22 @@ func (a *app) serviceVerb(use, short string, least, most int, run func(cmd *cobr
 
 // vaultVerb is a serviceVerb whose first argument is a vault.
 func (a *app) vaultVerb(use, short string, least, most int, run func(cmd *cobra.Command, c *cas.Client, vault string, args []string) error) *cobra.Command {
-	return a.serviceVerb(use, short, least+1, max(most+1, most), func(cmd *cobra.Command, c *cas.Client, args []string) error {
+	if most >= 0 {
+		most++
+	}
+	cmd := a.serviceVerb(use, short, least+1, most, nil)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		vault, err := parseVault(args[0])
 		if err != nil {
 			return err
 		}
-		return run(cmd, c, vault, args[1:])
-	})
+		s, err := a.connect(nil)
+		if err != nil {
+			return err
+		}
+		return run(cmd, s.client, vault, args[1:])
+	}
+	return cmd
 }
 
 // pageFlags are cascmd's --marker and --limit: one page instead of everything.
@@ -144,6 +153,7 @@ func (a *app) vaultCreateCmd() *cobra.Command {
 		a.printf("created %s\n", vault)
 		return nil
 	})
+	cmd.PreRun = func(*cobra.Command, []string) { a.makeStore = true }
 	a.addJSON(cmd)
 	return cmd
 }

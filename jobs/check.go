@@ -1,0 +1,136 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cache/content"
+)
+
+// Check compares catalog, staging and content (and the vaults, with inventory); problems go to report. repair mends what loses nothing.
+func (e *Engine) Check(ctx context.Context, inventory, repair bool, report func(problem string)) error {
+	if err := e.catalog.Check(ctx, repair, report); err != nil {
+		return err
+	}
+	if err := e.checkLocal(ctx, report); err != nil {
+		return err
+	}
+	if !inventory {
+		return nil
+	}
+	var vaults []catalog.Vault
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		var err error
+		vaults, err = tx.Vaults()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, v := range vaults {
+		if err := e.Inventory(ctx, v.Name, true, nil); err != nil {
+			report(fmt.Sprintf("the inventory of vault %s failed: %v", v.Name, err))
+		}
+	}
+	return e.checkArchives(ctx, report)
+}
+
+// checkLocal looks for versions whose local file is missing, of the wrong kind
+// or size, and for local files of no version.
+func (e *Engine) checkLocal(ctx context.Context, report func(string)) error {
+	entries := map[uint64]content.Entry{}
+	for _, x := range e.store.List() {
+		entries[x.ID] = x
+	}
+	type bad struct {
+		ino  uint64
+		what string
+	}
+	var bads []bad
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		for v, err := range tx.LocalVersions() {
+			if err != nil {
+				return err
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			x, there := entries[v.Local]
+			delete(entries, v.Local)
+			staged := v.State != catalog.Archived
+			switch {
+			case !there && staged:
+				bads = append(bads, bad{v.Ino, fmt.Sprintf("staging file %d is missing: %d bytes that were not in the vault", v.Local, v.Size)})
+			case !there:
+				bads = append(bads, bad{v.Ino, fmt.Sprintf("its local copy %d is missing; it is cold after the next start", v.Local)})
+			case !staged && x.Size != v.Size:
+				bads = append(bads, bad{v.Ino, fmt.Sprintf("its local copy has %d bytes instead of %d", x.Size, v.Size)})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, b := range bads {
+		report(e.path(b.ino) + ": " + b.what)
+	}
+	for _, x := range entries {
+		// Files made since the list was taken are not damage.
+		if _, err := e.store.Stat(x.ID); errors.Is(err, content.ErrNotExist) {
+			continue
+		}
+		if !e.knows(x.ID) {
+			report(fmt.Sprintf("local file %d (%d bytes) belongs to no file; the next start keeps it in lost+found, or removes it when it is only a copy", x.ID, x.Size))
+		}
+	}
+	return nil
+}
+
+func (e *Engine) knows(id uint64) bool {
+	found := false
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		for v, err := range tx.LocalVersions() {
+			if err != nil {
+				return err
+			}
+			if v.Local == id {
+				found = true
+				return nil
+			}
+		}
+		return nil
+	})
+	return found || err != nil
+}
+
+// checkArchives reports archives that inventories no longer list.
+func (e *Engine) checkArchives(ctx context.Context, report func(string)) error {
+	var lost []catalog.Archive
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		vaults, err := tx.Vaults()
+		if err != nil {
+			return err
+		}
+		for _, v := range vaults {
+			for a, err := range tx.Archives(v.Ino) {
+				if err != nil {
+					return err
+				}
+				if a.State == catalog.Missing || a.State == catalog.Live && a.Misses > 0 {
+					lost = append(lost, a)
+				}
+			}
+		}
+		return ctx.Err()
+	})
+	if err != nil {
+		return err
+	}
+	for _, a := range lost {
+		report(fmt.Sprintf("%s: archive %s of vault %s is missing from the inventory", e.path(a.Ino), a.ID, a.VaultName))
+	}
+	return nil
+}

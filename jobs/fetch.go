@@ -1,0 +1,706 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cache/content"
+	"github.com/casfs/casfs/cas"
+)
+
+// streamIdle is how long a retrieval of a file larger than the cache waits for
+// its next reader. A later one finds the job again in the list.
+const streamIdle = time.Hour
+
+// noRoomWait is when a piece nobody waits for is tried again after it found no room.
+const noRoomWait = 5 * time.Second
+
+var errNoRoom = errors.New("no room for what nobody waits for")
+
+// flight is one piece being fetched.
+type flight struct {
+	rt       *retrieval
+	rng      cas.Range // of the archive
+	demanded bool
+	cancel   context.CancelFunc
+	writing  bool
+
+	// As they were when it started.
+	local    *content.File
+	job      string
+	jobRange cas.Range
+}
+
+// wakeFetchersLocked has the workers look for work.
+func (r *recaller) wakeFetchersLocked() {
+	close(r.work)
+	r.work = make(chan struct{})
+}
+
+// fetchLoop is one of Fetches workers; each holds at most one buffer.
+func (r *recaller) fetchLoop(ctx context.Context) {
+	var buf []byte
+	for ctx.Err() == nil {
+		r.mu.Lock()
+		bury := len(r.dead) > 0
+		r.mu.Unlock()
+		if bury {
+			r.bury()
+		}
+		now := time.Now()
+		r.mu.Lock()
+		fl, open, next := r.pickLocked(ctx, now)
+		work := r.work
+		r.mu.Unlock()
+		switch {
+		case open != nil:
+			r.open(open)
+		case fl != nil:
+			if int64(cap(buf)) < fl.rng.Len {
+				buf = make([]byte, fl.rng.Len)
+			}
+			r.fetch(ctx, fl, buf[:fl.rng.Len])
+		default:
+			buf = nil
+			var timer <-chan time.Time
+			var t *time.Timer
+			if !next.IsZero() {
+				t = time.NewTimer(max(next.Sub(now), time.Millisecond))
+				timer = t.C
+			}
+			select {
+			case <-work:
+			case <-timer:
+			case <-ctx.Done():
+			}
+			if t != nil {
+				t.Stop()
+			}
+		}
+	}
+}
+
+// pickLocked returns what to fetch or open next, or when to look again. What a
+// reader waits for comes first, then the rest in the order it became ready.
+func (r *recaller) pickLocked(ctx context.Context, now time.Time) (fl *flight, open *retrieval, next time.Time) {
+	later := func(t time.Time) {
+		if t.After(now) && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	n := len(r.active)
+	r.turn++
+	for i := range n {
+		rt := r.active[(i+r.turn)%n]
+		if rt.finishing || rt.lost {
+			continue
+		}
+		// Demand does not wait for the room others could not find, only for a service that failed.
+		if rt.notBefore.After(now) && !rt.crowded {
+			later(rt.notBefore)
+			continue
+		}
+		for _, want := range rt.demand {
+			if p, ok := r.pieceLocked(rt, want.Off, want.End()); ok {
+				rt.cursor = p.End()
+				return r.flyLocked(ctx, rt, p, true), nil, next
+			}
+		}
+	}
+	opened := 0
+	for _, rt := range r.ready {
+		switch {
+		case rt.opening:
+			opened++
+		case rt.notBefore.After(now):
+			later(rt.notBefore)
+		case len(rt.demand) > 0:
+			rt.opening = true
+			return nil, rt, next
+		}
+	}
+	for i := range n {
+		rt := r.active[(i+r.turn)%n]
+		if rt.finishing || rt.lost {
+			continue
+		}
+		if rt.notBefore.After(now) {
+			later(rt.notBefore)
+			continue
+		}
+		if p, ok := r.aheadLocked(rt); ok {
+			rt.cursor = p.End()
+			return r.flyLocked(ctx, rt, p, false), nil, next
+		}
+	}
+	if n+opened < 2*r.o.fetches {
+		for _, rt := range r.ready {
+			if !rt.opening && !rt.notBefore.After(now) {
+				rt.opening = true
+				return nil, rt, next
+			}
+		}
+	}
+	return nil, nil, next
+}
+
+// pieceAt returns the piece that holds off. Pieces are nodes of the archive's tree.
+func (r *recaller) pieceAt(rt *retrieval, off int64) cas.Range {
+	if rt.rec.Len <= r.o.piece {
+		return cas.Range{Off: rt.rec.Off, Len: rt.rec.Len}
+	}
+	lo := off / r.o.piece * r.o.piece
+	return cas.Range{Off: lo, Len: min(r.o.piece, rt.end()-lo)}
+}
+
+// pieceLocked returns the first piece of [lo, hi) that is neither there nor on its way.
+func (r *recaller) pieceLocked(rt *retrieval, lo, hi int64) (cas.Range, bool) {
+	lo, hi = max(lo, rt.rec.Off), min(hi, rt.end())
+	for lo < hi {
+		p := r.pieceAt(rt, lo)
+		lo = p.End()
+		if off, n := rt.toFile(p); n == 0 || rt.local.Verified(off, n) {
+			continue
+		}
+		if !slices.ContainsFunc(r.inflight, func(f *flight) bool {
+			return f.rt.arc.Num == rt.arc.Num && f.rng.Off < p.End() && p.Off < f.rng.End()
+		}) {
+			return p, true
+		}
+	}
+	return cas.Range{}, false
+}
+
+// aheadLocked returns the next piece in order, from where the last one was.
+func (r *recaller) aheadLocked(rt *retrieval) (cas.Range, bool) {
+	if rt.streaming {
+		// Only as far ahead of the reader as a quarter of the cache, and only while somebody reads.
+		if len(rt.demand) == 0 && time.Since(rt.left) > time.Minute {
+			return cas.Range{}, false
+		}
+		return r.pieceLocked(rt, max(rt.cursor, rt.reader), rt.reader+r.room()/4)
+	}
+	if p, ok := r.pieceLocked(rt, rt.cursor, rt.end()); ok {
+		return p, true
+	}
+	return r.pieceLocked(rt, rt.rec.Off, rt.cursor)
+}
+
+func (r *recaller) flyLocked(ctx context.Context, rt *retrieval, p cas.Range, demanded bool) *flight {
+	rt.rec.State = catalog.Fetching
+	f := &flight{rt: rt, rng: p, demanded: demanded, local: rt.local, job: rt.rec.JobID, jobRange: rt.jobRange,
+		cancel: func() {}}
+	r.inflight = append(r.inflight, f)
+	return f
+}
+
+// room returns how much of a file the cache can hold at once, with pieces of others on their way.
+func (r *recaller) room() int64 {
+	u := r.e.store.Usage()
+	return min(u.CacheLimit, u.CacheBytes+max(u.Free-u.MinFree, 0)) - int64(r.o.fetches)*r.o.piece
+}
+
+// open gets the local file of a retrieval whose output is ready.
+func (r *recaller) open(rt *retrieval) {
+	f, local := rt.file, rt.local
+	var err error
+	if f == nil {
+		f, err = r.e.acquire(rt.key.ino)
+	}
+	var size, have int64
+	if err == nil {
+		f.mu.Lock()
+		if f.ver.V != rt.key.v || f.ver.State != catalog.Archived {
+			err = catalog.ErrNotExist
+		} else if local, err = r.localFor(f); err == nil {
+			size = f.ver.Size
+			for _, x := range local.VerifiedRanges() {
+				have += x.Len
+			}
+		}
+		f.mu.Unlock()
+	}
+	var done int64
+	if err == nil {
+		for _, x := range local.VerifiedRanges() {
+			off, n := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
+			done += max(min(off+n, x.Off+x.Len)-max(off, x.Off), 0)
+		}
+	}
+	room := r.room()
+
+	r.mu.Lock()
+	rt.opening = false
+	rt.file, rt.local = f, local
+	switch {
+	case rt.gone: // bury gives the file back
+	case errors.Is(err, catalog.ErrNotExist):
+		r.removeLocked(rt)
+	case err != nil:
+		r.log.Error("a recalled file cannot be written", "ino", rt.key.ino, "error", err)
+		rt.rec.Error = err.Error()
+		rt.notBefore = time.Now().Add(noRoomWait)
+	case slices.Contains(r.ready, rt): // the job may have expired meanwhile
+		r.ready = slices.DeleteFunc(r.ready, func(x *retrieval) bool { return x == rt })
+		r.active = append(r.active, rt)
+		rt.done, rt.cursor = done, rt.rec.Off
+		rt.streaming = size > room && have+rt.rec.Len-done > room
+		if rt.streaming {
+			r.log.Info("the file is larger than the cache and streams through it", "ino", rt.key.ino, "size", size)
+		}
+	}
+	finish := !rt.gone && !rt.finishing && rt.local != nil && r.completeLocked(rt)
+	if finish {
+		rt.finishing = true
+	}
+	r.wakeFetchersLocked()
+	r.mu.Unlock()
+	if finish {
+		r.finish(rt)
+	}
+}
+
+// completeLocked reports whether all of rt's range is local.
+func (r *recaller) completeLocked(rt *retrieval) bool {
+	off, n := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
+	return slices.Contains(r.active, rt) && (n == 0 || rt.local.Verified(off, n))
+}
+
+// fetch brings one piece, verified, into the local file.
+func (r *recaller) fetch(ctx context.Context, fl *flight, buf []byte) {
+	rt := fl.rt
+	ctx, fl.cancel = r.cancellable(ctx, fl)
+	defer fl.cancel()
+	began := time.Now()
+	sum, err := r.bring(ctx, fl, buf)
+	now := time.Now()
+
+	r.mu.Lock()
+	r.inflight = slices.DeleteFunc(r.inflight, func(f *flight) bool { return f == fl })
+	r.idle.Broadcast()
+	finish := false
+	switch {
+	case rt.gone:
+	case err == nil:
+		if rt.sums == nil {
+			rt.sums = make(map[int64]cas.Hash)
+		}
+		rt.sums[fl.rng.Off] = sum
+		rt.done += fl.rng.Len
+		rt.progress, rt.tries, rt.rec.Error, rt.crowded = true, 0, "", false
+		rt.notBefore = time.Time{}
+		r.speed.add(fl.rng.Len, began, now)
+		r.waves.fetchedLocked(rt, fl.rng.Len)
+		if !rt.finishing && r.completeLocked(rt) {
+			rt.finishing, finish = true, true
+		}
+	default:
+		r.fetchFailedLocked(ctx, fl, err, now)
+	}
+	rt.wake()
+	r.wakeFetchersLocked()
+	give := rt.spoiled && !rt.gone && !rt.finishing
+	if give {
+		rt.finishing = true
+	}
+	r.mu.Unlock()
+	switch {
+	case finish:
+		r.finish(rt)
+	case give:
+		r.spoil(rt, err)
+	}
+}
+
+// cancellable makes fl's context, which forget ends.
+func (r *recaller) cancellable(ctx context.Context, fl *flight) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	fl.cancel = cancel
+	if fl.rt.gone {
+		cancel()
+	}
+	return ctx, cancel
+}
+
+// fetchFailedLocked decides what becomes of a retrieval one of whose pieces did not come.
+func (r *recaller) fetchFailedLocked(ctx context.Context, fl *flight, err error, now time.Time) {
+	rt := fl.rt
+	switch {
+	case ctx.Err() != nil:
+	case rt.rec.JobID != fl.job:
+	case errors.Is(err, errNoRoom), errors.Is(err, content.ErrNoSpace):
+		rt.crowded = !fl.demanded // its readers may still take room from others
+		rt.notBefore = now.Add(noRoomWait)
+		rt.rec.Error = err.Error()
+	case errors.Is(err, cas.ErrExpired), errors.Is(err, cas.ErrNotFound):
+		rt.lost = true
+		r.kickLocked(rt.rec.VaultName)
+	case errors.Is(err, cas.ErrNotReady), errors.Is(err, cas.ErrJobFailed):
+		// The list will say what it is.
+		is := func(x *retrieval) bool { return x == rt }
+		r.active = slices.DeleteFunc(r.active, is)
+		rt.rec.State, rt.rec.Error = catalog.Asked, err.Error()
+		r.kickLocked(rt.rec.VaultName)
+	case errors.Is(err, cas.ErrDigest), errors.Is(err, cas.ErrProtocol):
+		// The client has asked several times already.
+		rt.digests++
+		r.log.Warn("a range of a job's output is not what its hash says", "archive", rt.arc.ID, "job", fl.job, "range", fl.rng.String(), "error", err)
+		if rt.digests > maxDigests {
+			rt.spoiled = true
+		} else {
+			rt.retryLocked(now, err)
+		}
+	default:
+		rt.crowded = false
+		rt.retryLocked(now, err)
+		r.log.Warn("a range of a job's output was not fetched", "archive", rt.arc.ID, "job", fl.job, "range", fl.rng.String(), "error", err)
+	}
+}
+
+// maxDigests is how many pieces may be wrong, after the client's own attempts, before the archive counts as damaged.
+const maxDigests = 1
+
+// bring downloads, verifies and stores fl's piece and returns its tree hash.
+func (r *recaller) bring(ctx context.Context, fl *flight, buf []byte) (cas.Hash, error) {
+	rt := fl.rt
+	off, n := rt.toFile(fl.rng)
+	release, err := r.makeRoom(ctx, fl, n)
+	if err != nil {
+		return cas.Hash{}, err
+	}
+	defer release()
+	if r.limit != nil {
+		if err := r.limit.WaitN(ctx, len(buf)); err != nil {
+			return cas.Hash{}, err
+		}
+	}
+	rel := cas.Range{Off: fl.rng.Off - fl.jobRange.Off, Len: fl.rng.Len}
+	if err := r.e.client.FetchRange(ctx, rt.rec.VaultName, fl.job, rel, buf); err != nil {
+		return cas.Hash{}, err
+	}
+	sum := cas.TreeHash(buf)
+	if fl.rng.Len == rt.arc.Size && rt.arc.TreeHash != ([32]byte{}) && sum != cas.Hash(rt.arc.TreeHash) {
+		return cas.Hash{}, fmt.Errorf("%w: the archive is %s, %s came", cas.ErrDigest, cas.Hash(rt.arc.TreeHash), sum)
+	}
+	r.mu.Lock()
+	if rt.gone {
+		r.mu.Unlock()
+		return cas.Hash{}, context.Canceled
+	}
+	fl.writing = true
+	r.mu.Unlock()
+	lead := off - (fl.rng.Off - rt.ext.Off + rt.fileOff) // where the extent begins in the piece
+	err = fl.local.WriteVerified(buf[lead:lead+n], off)
+	r.mu.Lock()
+	fl.writing = false
+	r.idle.Broadcast()
+	r.mu.Unlock()
+	return sum, err
+}
+
+// makeRoom reserves n bytes for a piece. For a reader that waits it takes them, if
+// need be, from what only lies ready: ranges behind the readers of a file that
+// streams, and files being fetched that nobody waits for.
+func (r *recaller) makeRoom(ctx context.Context, fl *flight, n int64) (release func(), err error) {
+	if fl.rt.streaming {
+		r.dropBehind(fl, n)
+	}
+	release, err = r.e.store.ReserveContent(ctx, n)
+	if err == nil || !errors.Is(err, content.ErrNoSpace) {
+		return release, err
+	}
+	if !fl.demanded {
+		return nil, fmt.Errorf("%w: %w", errNoRoom, err)
+	}
+	if !r.dropForReader(fl, n) {
+		return nil, err
+	}
+	return r.e.store.ReserveContent(ctx, n)
+}
+
+// dropBehind keeps a streaming file within half of the cache: what lies behind
+// all its readers goes, then what lies farthest ahead of this one.
+func (r *recaller) dropBehind(fl *flight, n int64) {
+	rt := fl.rt
+	limit := max(r.room()/2, r.o.piece)
+	ranges := fl.local.VerifiedRanges()
+	var have int64
+	for _, x := range ranges {
+		have += x.Len
+	}
+	if have+n <= limit {
+		return
+	}
+	from, _ := rt.toFile(cas.Range{Off: r.readerOf(rt), Len: 1})
+	r.dropRanges(rt, fl.local, have+n-limit, func(off int64) bool { return off < from })
+}
+
+// readerOf returns the offset in the archive before which nobody reads.
+func (r *recaller) readerOf(rt *retrieval) int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	pos := rt.reader
+	for _, want := range rt.demand {
+		pos = min(pos, want.Off)
+	}
+	return pos
+}
+
+// dropForReader frees n bytes of what has been fetched and can be fetched again.
+func (r *recaller) dropForReader(fl *flight, n int64) bool {
+	r.mu.Lock()
+	victims := slices.Clone(r.active)
+	r.mu.Unlock()
+	slices.SortStableFunc(victims, func(a, b *retrieval) int { // its own file last
+		switch {
+		case a == fl.rt && b != fl.rt:
+			return 1
+		case b == fl.rt && a != fl.rt:
+			return -1
+		}
+		return 0
+	})
+	var freed int64
+	for _, rt := range victims {
+		r.mu.Lock()
+		keep := make([]cas.Range, 0, len(rt.demand))
+		for _, want := range rt.demand {
+			keep = append(keep, want)
+		}
+		local, gone := rt.local, rt.gone || rt.finishing
+		r.mu.Unlock()
+		if gone || local == nil || rt != fl.rt && len(keep) > 0 {
+			continue
+		}
+		freed += r.dropRanges(rt, local, n-freed, func(off int64) bool {
+			return !slices.ContainsFunc(keep, func(w cas.Range) bool {
+				lo, m := rt.toFile(w)
+				return lo/r.o.piece == off/r.o.piece || off >= lo && off < lo+m
+			})
+		})
+		if freed >= n {
+			return true
+		}
+	}
+	return freed > 0
+}
+
+// dropRanges forgets and punches up to want bytes of rt's part of the local file, piece by piece, where may
+// says so. It leaves alone what a read under way uses, and what is being written.
+func (r *recaller) dropRanges(rt *retrieval, local *content.File, want int64, may func(off int64) bool) (freed int64) {
+	f := rt.file
+	if f == nil {
+		return 0
+	}
+	lo, n := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
+	for _, x := range local.VerifiedRanges() {
+		from, to := max(x.Off, lo), min(x.Off+x.Len, lo+n)
+		for from < to && freed < want {
+			end := min((from/r.o.piece+1)*r.o.piece, to)
+			if may(from) {
+				f.mu.Lock()
+				if f.local != local || f.pinned > 0 || f.ver.State != catalog.Archived || f.ver.Complete {
+					f.mu.Unlock()
+					return freed
+				}
+				err := local.Drop(from, end-from)
+				f.mu.Unlock()
+				if err != nil {
+					r.log.Error("a range of a cached file is not dropped", "ino", f.ino, "error", err)
+					return freed
+				}
+				freed += end - from
+			}
+			from = end
+		}
+	}
+	r.mu.Lock()
+	rt.done = max(rt.done-freed, 0)
+	r.mu.Unlock()
+	return freed
+}
+
+// finish ends a retrieval whose range is local: an archive that is complete is
+// held against its tree hash, a version that is complete is recorded as such.
+func (r *recaller) finish(rt *retrieval) {
+	ok, err := r.checkArchive(rt)
+	if err != nil {
+		r.mu.Lock()
+		rt.finishing = false
+		rt.retryLocked(time.Now(), err)
+		r.wakeFetchersLocked()
+		r.mu.Unlock()
+		r.log.Error("a recalled archive cannot be checked", "path", r.pathOf(rt.key.ino), "error", err)
+		return
+	}
+	if !ok {
+		r.spoil(rt, fmt.Errorf("%w: the archive's tree hash is another", cas.ErrDigest))
+		return
+	}
+	complete := r.recordComplete(rt)
+	r.mu.Lock()
+	r.waves.doneLocked(rt)
+	size, job := rt.rec.Len, rt.rec.JobID
+	r.removeLocked(rt)
+	rt.finishing = false
+	r.mu.Unlock()
+	r.log.Info("recalled", "path", r.pathOf(rt.key.ino), "bytes", size, "job", job, "complete", complete)
+	r.attrChanged(rt.key.ino)
+}
+
+// checkArchive compares all of the archive with its tree hash, once all of it is
+// local. It reads again only what this run of the program did not fetch.
+func (r *recaller) checkArchive(rt *retrieval) (bool, error) {
+	want := cas.Hash(rt.arc.TreeHash)
+	off, n := rt.toFile(cas.Range{Len: rt.arc.Size})
+	if want.IsZero() || n != rt.arc.Size || !rt.local.Verified(off, n) {
+		return true, nil
+	}
+	r.mu.Lock()
+	_, known := r.checked[rt.arc.Num]
+	r.mu.Unlock()
+	if known {
+		return true, nil
+	}
+	var nodes []cas.Hash
+	for at := int64(0); at < rt.arc.Size; at += r.o.piece {
+		m := min(r.o.piece, rt.arc.Size-at)
+		r.mu.Lock()
+		sum, ok := rt.sums[at]
+		r.mu.Unlock()
+		if !ok || rt.rec.Len <= r.o.piece && m != rt.rec.Len {
+			var err error
+			if sum, err = cas.TreeHashReaderAt(r.runContext(), io.NewSectionReader(rt.local, off+at, m), m, 1); err != nil {
+				return false, err
+			}
+		}
+		nodes = append(nodes, sum)
+	}
+	if cas.CombineTreeHashes(nodes) != want {
+		return false, nil
+	}
+	r.mu.Lock()
+	r.checked[rt.arc.Num] = struct{}{}
+	r.mu.Unlock()
+	return true, nil
+}
+
+func (r *recaller) runContext() context.Context {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ctx
+}
+
+// recordComplete records that all of a version is local, when it is.
+func (r *recaller) recordComplete(rt *retrieval) bool {
+	f := rt.file
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ver.V != rt.key.v || f.ver.State != catalog.Archived || f.local != rt.local || !rt.local.Verified(0, f.ver.Size) {
+		return false
+	}
+	r.mu.Lock()
+	for _, x := range f.ver.Extents {
+		if _, ok := r.checked[x.Archive]; !ok && x.Archive != rt.arc.Num {
+			// Fetched before a restart, range by verified range; its own retrieval checked it then.
+			continue
+		}
+		delete(r.checked, x.Archive)
+	}
+	r.stubBytes -= r.stubs[rt.local.ID()]
+	delete(r.stubs, rt.local.ID())
+	r.mu.Unlock()
+	if f.ver.Complete {
+		return true
+	}
+	if err := r.setVersion(f, func(v *catalog.Version) { v.Complete = true }); err != nil {
+		r.log.Error("a complete file is not recorded as such", "ino", f.ino, "error", err)
+	}
+	return true
+}
+
+// spoil drops what was fetched of an archive that is not what it should be, and
+// fetches it once more; the second time the version is damaged.
+func (r *recaller) spoil(rt *retrieval, cause error) {
+	f := rt.file
+	off, n := rt.toFile(cas.Range{Len: rt.arc.Size})
+	again := false
+	f.mu.Lock()
+	if f.local == rt.local && f.ver.V == rt.key.v && f.ver.State == catalog.Archived && !f.ver.Complete {
+		again = true
+		if err := rt.local.Drop(off, n); err != nil {
+			r.log.Error("spoiled ranges stay in the cache", "ino", f.ino, "error", err)
+		}
+	}
+	f.mu.Unlock()
+	r.contentChanged(rt.key.ino)
+	r.mu.Lock()
+	again = again && !rt.refetched && !rt.gone
+	if again {
+		rt.refetched, rt.spoiled, rt.digests, rt.finishing = true, false, 0, false
+		rt.sums, rt.done, rt.cursor = nil, 0, rt.rec.Off
+		delete(r.checked, rt.arc.Num)
+		r.wakeFetchersLocked()
+	}
+	r.mu.Unlock()
+	if again {
+		r.log.Warn("a recalled archive is not what it should be and is fetched once more", "path", r.pathOf(rt.key.ino), "archive", rt.arc.ID, "error", cause)
+		return
+	}
+	r.fail(rt, cause, true)
+	r.mu.Lock()
+	rt.finishing = false
+	r.wakeFetchersLocked()
+	r.mu.Unlock()
+}
+
+// meter measures how fast the link brings bytes.
+type meter struct {
+	rate  float64 // bytes/s
+	since time.Time
+	until time.Time
+	bytes int64
+}
+
+// firstGuess is what a link is taken for before anything was measured, in bytes/s.
+const firstGuess = 1 << 20
+
+// add notes that n bytes came between began and now. Overlapping fetches count the time once.
+func (m *meter) add(n int64, began, now time.Time) {
+	if began.After(m.until) {
+		m.close()
+		m.since = began
+	}
+	m.bytes += n
+	m.until = now
+	if m.until.Sub(m.since) > 10*time.Second {
+		m.close()
+		m.since = now
+	}
+}
+
+func (m *meter) close() {
+	if d := m.until.Sub(m.since); d > 0 && m.bytes > 0 {
+		got := float64(m.bytes) / d.Seconds()
+		if m.rate > 0 {
+			got = 0.7*m.rate + 0.3*got
+		}
+		m.rate = got
+	}
+	m.bytes = 0
+}
+
+// get returns bytes/s.
+func (m *meter) get() float64 {
+	if m.rate == 0 {
+		return firstGuess
+	}
+	return m.rate
+}

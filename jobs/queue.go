@@ -1,0 +1,403 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cas"
+)
+
+// uploader decides which version is uploaded when: a bounded number at once, big
+// ones at most half of them, failed ones again after a while.
+type uploader struct {
+	e     *Engine
+	bufs  *buffers
+	limit *rate.Limiter // nil: none
+
+	mu           sync.Mutex
+	ctx          context.Context // of Run; nil before and after
+	wg           sync.WaitGroup
+	tasks        map[uint64]*task
+	small, large []*task // queued, oldest first
+	running      int
+	runningLarge int
+	byIno        map[uint64][]string // intents of the catalog's Upload records
+	busy         map[string]struct{} // intents some task is sending
+	abandoned    map[string]abandoned
+	sent         map[string]catalog.Archive // by intent: answered but not recorded yet; not to be sent again
+	kick         chan struct{}              // abandoned uploads are there to be cleaned up
+}
+
+type taskState int
+
+const (
+	taskQueued  taskState = iota
+	taskRunning           // a goroutine has it
+	taskWaiting           // failed; the settler will bring it back
+)
+
+// task is the upload of one inode's current version.
+type task struct {
+	ino   uint64
+	size  int64
+	large bool
+	done  atomic.Int64 // bytes the service has acknowledged
+
+	// Guarded by uploader.mu.
+	state     taskState
+	again     bool // asked for once more while running
+	cancel    context.CancelCauseFunc
+	attempts  int
+	err       string
+	permanent bool
+	since     time.Time
+}
+
+var (
+	errSuperseded = errors.New("the file changed while it was being uploaded")
+	errInUse      = errors.New("the file is being written to at this moment")
+)
+
+// Bounds of the pause between attempts.
+const (
+	retryFirst     = time.Second
+	retryMost      = 5 * time.Minute
+	retryPermanent = 10 * time.Minute
+	retryInUse     = 100 * time.Millisecond
+)
+
+func newUploader(e *Engine) *uploader {
+	u := &uploader{
+		e:         e,
+		bufs:      newBuffers(e.opts.Parts, e.opts.PartSize),
+		tasks:     map[uint64]*task{},
+		byIno:     map[uint64][]string{},
+		busy:      map[string]struct{}{},
+		abandoned: map[string]abandoned{},
+		sent:      map[string]catalog.Archive{},
+		kick:      make(chan struct{}, 1),
+	}
+	if bw := e.opts.BandwidthUp; bw > 0 {
+		u.limit = rate.NewLimiter(rate.Limit(bw), int(max(bw/10, 64<<10)))
+	}
+	return u
+}
+
+// run starts uploads until ctx ends and waits for those under way.
+func (u *uploader) run(ctx context.Context) error {
+	if u.e.opts.ReadOnly {
+		return nil
+	}
+	u.mu.Lock()
+	u.ctx = ctx
+	u.pumpLocked()
+	u.mu.Unlock()
+	for ctx.Err() == nil {
+		wait := time.Hour
+		if next := u.e.cleanAbandoned(ctx); !next.IsZero() {
+			wait = max(time.Until(next), 0)
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-u.kick:
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		t.Stop()
+	}
+	u.mu.Lock()
+	u.ctx = nil
+	u.mu.Unlock()
+	u.wg.Wait()
+	return nil
+}
+
+// enqueue asks for the upload of ino's current version, now.
+func (u *uploader) enqueue(ino uint64) {
+	var size int64
+	err := u.e.catalog.View(func(tx *catalog.Tx) error {
+		i, err := tx.Inode(ino)
+		size = i.Size
+		return err
+	})
+	if err != nil {
+		return // deleted; what it left is the reclaimer's
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	t := u.tasks[ino]
+	if t != nil {
+		switch t.state {
+		case taskQueued:
+			return
+		case taskRunning:
+			t.again = true
+			return
+		}
+	} else {
+		t = &task{ino: ino, since: time.Now()}
+		u.tasks[ino] = t
+	}
+	t.state, t.size, t.large = taskQueued, size, size > u.e.opts.SingleBelow
+	if t.large {
+		u.large = append(u.large, t)
+	} else {
+		u.small = append(u.small, t)
+	}
+	u.pumpLocked()
+}
+
+// pumpLocked starts what may run.
+func (u *uploader) pumpLocked() {
+	if u.ctx == nil || u.ctx.Err() != nil {
+		return
+	}
+	for u.running < u.e.opts.Uploads {
+		t := u.nextLocked()
+		if t == nil {
+			return
+		}
+		ctx, cancel := context.WithCancelCause(u.ctx)
+		t.state, t.cancel, t.again = taskRunning, cancel, false
+		t.attempts++
+		t.done.Store(0)
+		u.running++
+		if t.large {
+			u.runningLarge++
+		}
+		u.wg.Go(func() {
+			err := u.e.upload(ctx, t)
+			if c := context.Cause(ctx); err != nil && errors.Is(c, errSuperseded) {
+				err = c
+			}
+			cancel(nil)
+			u.finish(t, err)
+		})
+	}
+}
+
+// nextLocked takes a task from a queue: a large one when none is running, and otherwise the older
+// of both heads while large ones hold less than half of the places.
+func (u *uploader) nextLocked() *task {
+	for len(u.small) > 0 && u.small[0].state != taskQueued {
+		u.small = u.small[1:]
+	}
+	for len(u.large) > 0 && u.large[0].state != taskQueued {
+		u.large = u.large[1:]
+	}
+	room := u.runningLarge < max(u.e.opts.Uploads/2, 1)
+	switch {
+	case len(u.large) > 0 && room && (u.runningLarge == 0 || len(u.small) == 0 || u.large[0].since.Before(u.small[0].since)):
+		t := u.large[0]
+		u.large = u.large[1:]
+		return t
+	case len(u.small) > 0:
+		t := u.small[0]
+		u.small = u.small[1:]
+		return t
+	}
+	return nil
+}
+
+// finish decides what becomes of a task whose attempt is over.
+func (u *uploader) finish(t *task, err error) {
+	e := u.e
+	ino := t.ino
+	now := time.Now()
+	u.mu.Lock()
+	u.running--
+	if t.large {
+		u.runningLarge--
+	}
+	again := t.again
+	stopped := u.ctx == nil || u.ctx.Err() != nil
+	permanent := false
+	switch {
+	case err == nil, errors.Is(err, errSuperseded), errors.Is(err, catalog.ErrNotExist):
+		delete(u.tasks, ino)
+	case stopped:
+		delete(u.tasks, ino)
+		again = false
+	case errors.Is(err, errInUse):
+		delete(u.tasks, ino)
+		again = false
+		e.settle.retry(ino, now.Add(retryInUse))
+	default:
+		permanent = permanentUpload(err)
+		t.state, t.err, t.permanent = taskWaiting, err.Error(), permanent
+		wait := retryPermanent
+		if !permanent {
+			wait = min(retryFirst<<min(t.attempts-1, 16), retryMost)
+			wait += time.Duration(rand.Int64N(int64(wait)/4 + 1))
+		}
+		if !again {
+			e.settle.retry(ino, now.Add(wait))
+		}
+	}
+	u.pumpLocked()
+	u.mu.Unlock()
+
+	if err != nil && !stopped {
+		switch {
+		case errors.Is(err, errSuperseded), errors.Is(err, errInUse), errors.Is(err, catalog.ErrNotExist):
+			e.log.Debug("upload put off", "path", e.path(ino), "why", err)
+		default:
+			e.log.Error("upload failed", "path", e.path(ino), "attempt", t.attempts, "permanent", permanent, "err", err)
+			if permanent {
+				e.fail(ino, err)
+			}
+		}
+	}
+	if again {
+		u.enqueue(ino)
+	}
+	u.kickAbandoned()
+}
+
+// cancel stops whatever is done for ino's version, which is superseded or gone.
+func (u *uploader) cancel(ino uint64) {
+	u.e.settle.drop(ino)
+	u.mu.Lock()
+	if t := u.tasks[ino]; t != nil {
+		switch t.state {
+		case taskRunning:
+			t.again = false
+			t.cancel(errSuperseded)
+		default:
+			t.state = taskWaiting // the queues skip it
+			delete(u.tasks, ino)
+		}
+	}
+	u.mu.Unlock()
+	u.kickAbandoned()
+}
+
+func (u *uploader) kickAbandoned() {
+	select {
+	case u.kick <- struct{}{}:
+	default:
+	}
+}
+
+// intents lists the Upload records of ino.
+func (u *uploader) intents(ino uint64) []string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return append([]string(nil), u.byIno[ino]...)
+}
+
+func (u *uploader) addIntent(ino uint64, intent string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.byIno[ino] = append(u.byIno[ino], intent)
+}
+
+func (u *uploader) dropIntent(ino uint64, intent string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.sent, intent)
+	list := u.byIno[ino]
+	for i, x := range list {
+		if x == intent {
+			list = append(list[:i:i], list[i+1:]...)
+			break
+		}
+	}
+	if len(list) == 0 {
+		delete(u.byIno, ino)
+	} else {
+		u.byIno[ino] = list
+	}
+}
+
+func (u *uploader) setSent(intent string, a catalog.Archive) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.sent[intent] = a
+}
+
+func (u *uploader) getSent(intent string) (catalog.Archive, bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	a, ok := u.sent[intent]
+	return a, ok
+}
+
+func (u *uploader) setBusy(intent string, busy bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if busy {
+		u.busy[intent] = struct{}{}
+	} else {
+		delete(u.busy, intent)
+	}
+}
+
+// active reports whether a task for ino exists, and its bytes sent.
+func (u *uploader) active(ino uint64) (state taskState, done int64, ok bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	t := u.tasks[ino]
+	if t == nil {
+		return 0, 0, false
+	}
+	return t.state, t.done.Load(), true
+}
+
+// permanentUpload reports whether trying again soon is pointless: somebody has to do something first.
+func permanentUpload(err error) bool {
+	for _, p := range []error{
+		cas.ErrAccessDenied, cas.ErrCredentials, cas.ErrClockSkew, cas.ErrNotFound, cas.ErrInvalid,
+		cas.ErrLimit, cas.ErrPolicy, cas.ErrTooLarge, cas.ErrEmpty, ErrDamaged,
+	} {
+		if errors.Is(err, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// fail records a permanent failure of ino's version: shown by status, told once
+// to the program that asks, and in the way of nothing else.
+func (e *Engine) fail(ino uint64, cause error) {
+	var v uint64
+	for _, intent := range e.up.intents(ino) {
+		_, err := e.catalog.Update(func(tx *catalog.Tx) error {
+			u, err := tx.Upload(intent)
+			if err != nil {
+				return err
+			}
+			if u.State == catalog.Abandoned || u.State == catalog.Sent {
+				return nil
+			}
+			v = u.V
+			u.Permanent, u.Error = true, cause.Error()
+			return tx.PutUpload(u)
+		})
+		if err != nil && !errors.Is(err, catalog.ErrNotExist) {
+			e.log.Error("recording a failed upload", "path", e.path(ino), "err", err)
+		}
+	}
+	e.problemsMu.Lock()
+	if old := e.failures[ino]; old == nil || old.v != v {
+		e.failures[ino] = &failure{v: v, err: cause.Error()}
+	} else {
+		old.err = cause.Error()
+	}
+	e.problemsMu.Unlock()
+	e.syncEvent(ino, cause)
+}
+
+// forgive forgets a failure: the version is archived or gone.
+func (e *Engine) forgive(ino uint64) {
+	e.problemsMu.Lock()
+	delete(e.failures, ino)
+	e.problemsMu.Unlock()
+}

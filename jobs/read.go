@@ -1,0 +1,114 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cache/content"
+)
+
+// ReadAt reads up to len(p) bytes; n < len(p) only at the end of the file. It
+// waits for a recall of cold ranges until ctx ends (returning ctx's error), ErrTimedOut, ErrDamaged, ErrGuard, ErrDenied.
+func (h *Handle) ReadAt(ctx context.Context, c Caller, p []byte, off int64) (int, error) {
+	n, err := h.impl.f.readAt(ctx, c, p, off)
+	if err != nil && ctx.Err() == nil {
+		e := h.impl.f.e
+		e.log.Error("read", "path", e.path(h.impl.f.ino), "off", off, "len", len(p), "pid", c.PID, "err", err)
+	}
+	return n, err
+}
+
+func (f *file) readAt(ctx context.Context, c Caller, p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, catalog.ErrInvalid
+	}
+	for {
+		f.mu.Lock()
+		n := min(int64(len(p)), f.inode.Size-off)
+		if n <= 0 {
+			f.mu.Unlock()
+			return 0, nil
+		}
+		l := f.local
+		if l != nil && l.Verified(off, n) {
+			f.pinned++ // eviction keeps away
+			f.mu.Unlock()
+			m, err := io.ReadFull(io.NewSectionReader(l, off, n), p[:n])
+			f.mu.Lock()
+			f.pinned--
+			f.mu.Unlock()
+			if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+				err = nil // truncated meanwhile
+			}
+			return m, err
+		}
+		staged, damaged := f.stagingLocked(), f.ver.Damaged
+		f.mu.Unlock()
+		switch {
+		case staged && l != nil:
+			return 0, fmt.Errorf("%w; it can be read when the whole file is archived", content.ErrPunched)
+		case staged:
+			return 0, fmt.Errorf("%w: its staging file is missing", ErrDamaged)
+		case damaged:
+			return 0, ErrDamaged
+		}
+		if err := f.e.recall.ensure(ctx, c, f, off, n); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// ensureWhole makes all of an archived version local. Eviction may come again before the caller looks.
+func (f *file) ensureWhole(ctx context.Context, c Caller) error {
+	f.mu.Lock()
+	n, damaged := f.inode.Size, f.ver.Damaged
+	f.mu.Unlock()
+	if damaged {
+		return ErrDamaged
+	}
+	return f.e.recall.ensure(ctx, c, f, 0, n)
+}
+
+const (
+	seekData = 3
+	seekHole = 4
+)
+
+// Seek answers SEEK_DATA (3) and SEEK_HOLE (4); cold bytes are data. io.EOF for ENXIO.
+func (h *Handle) Seek(ctx context.Context, off int64, whence int) (int64, error) {
+	f := h.impl.f
+	f.mu.Lock()
+	size, l := f.inode.Size, f.local
+	whole := l != nil && f.wholeLocked()
+	if off < 0 || off >= size {
+		f.mu.Unlock()
+		return 0, io.EOF
+	}
+	if !whole {
+		f.mu.Unlock()
+		switch whence {
+		case seekData:
+			return off, nil
+		case seekHole:
+			return size, nil
+		}
+		return 0, catalog.ErrInvalid
+	}
+	f.pinned++
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		f.pinned--
+		f.mu.Unlock()
+	}()
+	switch whence {
+	case seekData:
+		return l.SeekData(off)
+	case seekHole:
+		return l.SeekHole(off)
+	}
+	return 0, catalog.ErrInvalid
+}

@@ -1,0 +1,734 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cache/content"
+	"github.com/casfs/casfs/cas"
+)
+
+// retrieval brings one range of one archive back: at most one job at a time,
+// asked for again when its output expires or it fails. Its range is always a node
+// of the archive's tree, since only of those the service tells hashes. Fields are guarded by recaller.mu.
+type retrieval struct {
+	rec     catalog.Retrieval
+	arc     catalog.Archive
+	key     verKey
+	ext     catalog.Extent // of the version, in this archive
+	fileOff int64          // where ext begins in the file
+
+	saved   bool                  // recorded at least once
+	gone    bool                  // done, failed or dropped: in no table any more
+	changed chan struct{}         // closed when something happened that a waiter wants to know
+	demand  map[*waiter]cas.Range // what is waited for, of the archive
+	reader  int64                 // where the last reader missed something
+	left    time.Time             // when the last reader went
+	counted bool                  // by the guard
+	window  bool                  // may be merged with neighbours before it is asked for
+
+	asking    bool // the range is fixed
+	listed    bool // the list of jobs was searched since it was wanted
+	failures  int  // jobs that failed, or whose output expired with nothing of it fetched
+	notBefore time.Time
+	tries     int // requests that failed in a row
+	candidate *cas.Job
+	standard  bool // Expedited was refused
+
+	jobRange  cas.Range // what the job's output holds; Len 0: not known yet
+	lookAgain time.Time // no Describe before
+	lost      bool      // the output is gone
+	progress  bool      // something was fetched from the present job
+
+	opening   bool
+	file      *file
+	local     *content.File
+	cursor    int64 // next offset to fetch, in the archive
+	sums      map[int64]cas.Hash
+	done      int64
+	refetched bool // the whole did not match once
+	finishing bool
+	streaming bool // does not fit in the cache
+	crowded   bool // the last piece found no room
+	digests   int  // pieces that did not match their hash
+	spoiled   bool // too many of them
+}
+
+// end returns where the retrieval's range ends in the archive.
+func (rt *retrieval) end() int64 { return rt.rec.Off + rt.rec.Len }
+
+func (rt *retrieval) whole() bool { return rt.rec.Off == 0 && rt.rec.Len == rt.arc.Size }
+
+// toFile maps a range of the archive to the file, cut to the version's extent.
+func (rt *retrieval) toFile(r cas.Range) (off, n int64) {
+	lo := max(r.Off, rt.ext.Off)
+	hi := min(r.End(), rt.ext.Off+rt.ext.Len)
+	return lo - rt.ext.Off + rt.fileOff, max(hi-lo, 0)
+}
+
+func (rt *retrieval) wake() {
+	close(rt.changed)
+	rt.changed = make(chan struct{})
+}
+
+// givenUp is a retrieval that failed for good.
+type givenUp struct {
+	rec catalog.Retrieval
+	err error
+	at  time.Time
+}
+
+// failureCooldown keeps a program that repeats its read from starting jobs for
+// ever; `casfs recall` does not wait for it.
+const failureCooldown = time.Hour
+
+// maxFailed bounds the failures kept for explanation.
+const maxFailed = 1000
+
+func failedError(text string) error { return fmt.Errorf("recall failed: %s", text) }
+
+// how a range is asked for.
+type askKind int
+
+const (
+	askRead  askKind = iota // as reading strategy says
+	askRange                // the range and little more
+	askWhole
+)
+
+// span is what is missing of one extent and how to ask for it.
+type span struct {
+	arc      catalog.Archive
+	ext      catalog.Extent
+	fileOff  int64
+	lo, hi   int64 // of the archive
+	whole    bool
+	window   int64
+	tier     string
+	explicit bool
+}
+
+// extentOf finds the archive in a version.
+func extentOf(v catalog.Version, archive uint64) (ext catalog.Extent, fileOff int64, ok bool) {
+	for _, x := range v.Extents {
+		if x.Archive == archive {
+			return x, fileOff, true
+		}
+		fileOff += x.Len
+	}
+	return catalog.Extent{}, 0, false
+}
+
+// spans cuts what is not local of [off, off+n) at the version's extents.
+func (r *recaller) spans(v catalog.Version, local *content.File, off, n int64, how askKind) ([]span, error) {
+	verified := local.VerifiedRanges()
+	var out []span
+	err := r.e.catalog.View(func(tx *catalog.Tx) error {
+		var at int64
+		for _, ext := range v.Extents {
+			start := at
+			at += ext.Len
+			lo, hi := max(off, start), min(off+n, at)
+			if lo >= hi {
+				continue
+			}
+			lo, hi = hull(verified, lo, hi)
+			if lo >= hi {
+				continue
+			}
+			arc, err := tx.Archive(ext.Archive)
+			if err != nil {
+				return fmt.Errorf("archive %d of the file: %w", ext.Archive, err)
+			}
+			s := span{arc: arc, ext: ext, fileOff: start, lo: lo - start + ext.Off, hi: hi - start + ext.Off, window: r.o.window}
+			switch {
+			case how == askWhole, arc.Size <= r.o.above, arc.Size <= r.o.window:
+				s.whole = true
+			case how == askRead:
+				run := runBefore(verified, lo)
+				s.whole = lo <= headEnd(verified, start)+r.o.window || // near the head
+					s.hi-s.lo > arc.Size/2
+				// A reader that goes on past its window gets a larger one each time.
+				for s.window < run && s.window < arc.Size {
+					s.window *= 2
+				}
+			}
+			out = append(out, s)
+		}
+		if off+n > at {
+			return fmt.Errorf("the file's archives end at %d of %d bytes", at, v.Size)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// hull returns the smallest range that holds all of [lo, hi) that is not verified.
+func hull(verified []content.Range, lo, hi int64) (int64, int64) {
+	for _, x := range verified {
+		if x.Off <= lo && lo < x.Off+x.Len {
+			lo = x.Off + x.Len
+		}
+	}
+	for _, x := range slices.Backward(verified) {
+		if x.Off < hi && hi <= x.Off+x.Len {
+			hi = x.Off
+		}
+	}
+	return lo, hi
+}
+
+// headEnd returns the end of what is local of a file's, or a segment's, beginning. A
+// segment whose beginning is not local, nor what comes before, has no head: the result is far before it.
+func headEnd(verified []content.Range, start int64) int64 {
+	for _, x := range verified {
+		if x.Off <= start && start <= x.Off+x.Len {
+			return x.Off + x.Len
+		}
+	}
+	if start > 0 {
+		return -1 << 60
+	}
+	return 0
+}
+
+// runBefore returns the length of the verified range that ends at off.
+func runBefore(verified []content.Range, off int64) int64 {
+	for _, x := range verified {
+		if x.Off+x.Len == off {
+			return x.Len
+		}
+	}
+	return 0
+}
+
+// cover returns the nodes of the tree of an archive that hold [lo, hi), in units of window.
+func cover(lo, hi, size, window int64) []cas.Range {
+	lo = lo / window * window
+	hi = min((hi+window-1)/window*window, size)
+	return cas.AlignedRanges(cas.Range{Off: lo, Len: hi - lo}, size, 1<<62)
+}
+
+// joinLocked finds retrievals for spans or makes them. needs is what the caller has to wait for, first its first.
+func (r *recaller) joinLocked(c Caller, v catalog.Version, local *content.File, spans []span, since time.Time) (needs []need, first *retrieval, err error) {
+	now := time.Now()
+	for _, s := range spans {
+		if f, ok := r.failed[s.arc.Num]; ok && s.lo < f.rec.Off+f.rec.Len && s.hi > f.rec.Off {
+			if now.Sub(f.at) < failureCooldown || !since.IsZero() && !f.at.Before(since) {
+				return nil, nil, f.err
+			}
+			r.forgetFailureLocked(s.arc.Num)
+		}
+		pos := s.lo
+		for pos < s.hi {
+			rt := r.coveringLocked(s.arc.Num, pos)
+			if rt == nil {
+				gap := r.gapLocked(s.arc.Num, pos, s.hi)
+				if err := r.newLocked(c, v, s, pos, gap); err != nil {
+					return nil, nil, err
+				}
+				continue
+			}
+			if s.explicit {
+				r.makeExplicitLocked(rt, s.tier)
+			}
+			end := min(rt.end(), s.hi)
+			needs = append(needs, need{rt, cas.Range{Off: pos, Len: end - pos}})
+			pos = end
+		}
+	}
+	if len(needs) > 0 {
+		first = needs[0].rt
+	}
+	return needs, first, nil
+}
+
+// coveringLocked returns the retrieval that brings the byte at pos soonest.
+func (r *recaller) coveringLocked(archive uint64, pos int64) (best *retrieval) {
+	for _, rt := range r.byArc[archive] {
+		if rt.rec.Off <= pos && pos < rt.end() && (best == nil || rt.rec.State > best.rec.State) {
+			best = rt
+		}
+	}
+	return best
+}
+
+// gapLocked returns where from pos the first retrieval begins, at most hi.
+func (r *recaller) gapLocked(archive uint64, pos, hi int64) int64 {
+	for _, rt := range r.byArc[archive] {
+		if rt.rec.Off > pos {
+			hi = min(hi, rt.rec.Off)
+		}
+	}
+	return hi
+}
+
+// newLocked makes the retrievals for [lo, hi) of a span's archive.
+func (r *recaller) newLocked(c Caller, v catalog.Version, s span, lo, hi int64) error {
+	asks := []cas.Range{{Off: 0, Len: s.arc.Size}}
+	if !s.whole {
+		asks = cover(lo, hi, s.arc.Size, s.window)
+	}
+	// What was not asked for yet and lies within is asked for as part of these.
+	var inside []*retrieval
+	for _, rt := range r.byArc[s.arc.Num] {
+		for _, a := range asks {
+			if rt.rec.State == catalog.Wanted && !rt.asking && !rt.rec.Uncertain && a.Off <= rt.rec.Off && rt.end() <= a.End() {
+				inside = append(inside, rt)
+				break
+			}
+		}
+	}
+	var bytes int64
+	for _, a := range asks {
+		bytes += a.Len
+	}
+	now := time.Now()
+	if !s.explicit {
+		freed, freedBytes := 0, int64(0)
+		for _, rt := range inside {
+			if rt.counted {
+				freed, freedBytes = freed+1, freedBytes+rt.rec.Len
+			}
+		}
+		if err := r.guard.check(len(asks)-freed, bytes-freedBytes, now); err != nil {
+			r.refusedLocked(c, v, err)
+			return err
+		}
+	}
+	for _, rt := range inside {
+		r.cancelLocked(rt)
+	}
+	for _, a := range asks {
+		tier := s.tier
+		setDefault(&tier, r.o.tier)
+		rt := r.newRetrieval(s.arc, s.ext, s.fileOff, catalog.Retrieval{
+			Archive: s.arc.Num, VaultName: s.arc.VaultName, Off: a.Off, Len: a.Len, Tier: tier,
+			State: catalog.Wanted, Created: now.UnixNano(), Explicit: s.explicit, Ino: v.Ino, V: v.V,
+		})
+		rt.window = !s.whole
+		if !s.explicit {
+			r.guard.take(a.Len, now)
+		}
+		r.addLocked(rt)
+	}
+	r.kickLocked(s.arc.VaultName)
+	return nil
+}
+
+func (r *recaller) newRetrieval(arc catalog.Archive, ext catalog.Extent, fileOff int64, rec catalog.Retrieval) *retrieval {
+	return &retrieval{
+		rec: rec, arc: arc, key: verKey{rec.Ino, rec.V}, ext: ext, fileOff: fileOff,
+		changed: make(chan struct{}), demand: make(map[*waiter]cas.Range), cursor: rec.Off,
+	}
+}
+
+func (r *recaller) addLocked(rt *retrieval) {
+	r.byArc[rt.arc.Num] = append(r.byArc[rt.arc.Num], rt)
+	r.byKey[rt.key] = append(r.byKey[rt.key], rt)
+	vault := r.byVault[rt.rec.VaultName]
+	if vault == nil {
+		vault = make(map[*retrieval]struct{})
+		r.byVault[rt.rec.VaultName] = vault
+	}
+	vault[rt] = struct{}{}
+	if rt.rec.JobID != "" {
+		r.byJob[rt.rec.JobID] = append(r.byJob[rt.rec.JobID], rt)
+	}
+	if !rt.rec.Explicit {
+		rt.counted = true
+		r.guard.files++
+	}
+}
+
+// setJobLocked changes the job a retrieval waits for, "" for none.
+func (r *recaller) setJobLocked(rt *retrieval, id string) {
+	if old := rt.rec.JobID; old != "" {
+		dropFrom(r.byJob, old, rt)
+	}
+	rt.rec.JobID = id
+	if id != "" {
+		r.byJob[id] = append(r.byJob[id], rt)
+	}
+	rt.jobRange, rt.lost, rt.progress, rt.lookAgain = cas.Range{}, false, false, time.Time{}
+}
+
+// dropFrom takes rt out of a table of lists.
+func dropFrom[K comparable](m map[K][]*retrieval, k K, rt *retrieval) {
+	rest := slices.DeleteFunc(m[k], func(x *retrieval) bool { return x == rt })
+	if len(rest) == 0 {
+		delete(m, k)
+	} else {
+		m[k] = rest
+	}
+}
+
+// removeLocked takes rt out of every table and wakes who waits for it. Its
+// record and file are dealt with by bury, later, without locks.
+func (r *recaller) removeLocked(rt *retrieval) {
+	if rt.gone {
+		return
+	}
+	rt.gone = true
+	dropFrom(r.byArc, rt.arc.Num, rt)
+	dropFrom(r.byKey, rt.key, rt)
+	if rt.rec.JobID != "" {
+		dropFrom(r.byJob, rt.rec.JobID, rt)
+	}
+	delete(r.byVault[rt.rec.VaultName], rt)
+	if len(r.byVault[rt.rec.VaultName]) == 0 {
+		delete(r.byVault, rt.rec.VaultName)
+	}
+	is := func(x *retrieval) bool { return x == rt }
+	r.ready = slices.DeleteFunc(r.ready, is)
+	r.active = slices.DeleteFunc(r.active, is)
+	if rt.counted {
+		rt.counted = false
+		r.guard.files--
+	}
+	r.dead = append(r.dead, rt)
+	rt.wake()
+	r.waves.changed()
+	r.wakeFetchersLocked()
+}
+
+// cancelLocked removes a retrieval that was not asked for and gives its bytes back to the guard.
+func (r *recaller) cancelLocked(rt *retrieval) {
+	if rt.counted {
+		r.guard.refund(rt.rec.Len, time.Unix(0, rt.rec.Created))
+	}
+	r.removeLocked(rt)
+}
+
+func (r *recaller) makeExplicitLocked(rt *retrieval, tier string) {
+	if rt.counted {
+		rt.counted = false
+		r.guard.files--
+	}
+	if !rt.rec.Explicit {
+		rt.rec.Explicit = true
+		rt.saved = false
+		r.kickLocked(rt.rec.VaultName)
+	}
+	if tier != "" && rt.rec.State == catalog.Wanted && !rt.asking {
+		rt.rec.Tier = tier
+	}
+	rt.notBefore = time.Time{}
+}
+
+// mergeLocked joins windows of one archive that touch into larger nodes, before they are asked for.
+func (r *recaller) mergeLocked(vault string) {
+	byArc := make(map[uint64][]*retrieval)
+	for rt := range r.byVault[vault] {
+		if rt.window && rt.rec.State == catalog.Wanted && !rt.asking && !rt.rec.Uncertain {
+			byArc[rt.arc.Num] = append(byArc[rt.arc.Num], rt)
+		}
+	}
+	for _, rts := range byArc {
+		if len(rts) < 2 {
+			continue
+		}
+		slices.SortFunc(rts, func(a, b *retrieval) int { return int((a.rec.Off - b.rec.Off) / mib) })
+		for len(rts) > 0 {
+			n, end := 1, rts[0].end()
+			for n < len(rts) && rts[n].rec.Off <= end {
+				end = max(end, rts[n].end())
+				n++
+			}
+			run := rts[:n]
+			rts = rts[n:]
+			nodes := cas.AlignedRanges(cas.Range{Off: run[0].rec.Off, Len: end - run[0].rec.Off}, run[0].arc.Size, 1<<62)
+			if len(nodes) >= len(run) {
+				continue
+			}
+			first := run[0]
+			rec := first.rec
+			for _, rt := range run {
+				rec.Explicit = rec.Explicit || rt.rec.Explicit
+				rec.Created = min(rec.Created, rt.rec.Created)
+			}
+			for _, rt := range run {
+				r.removeLocked(rt) // its bytes stay counted: they are asked for all the same
+			}
+			for _, node := range nodes {
+				rec.ID, rec.Off, rec.Len = 0, node.Off, node.Len
+				rt := r.newRetrieval(first.arc, first.ext, first.fileOff, rec)
+				rt.window = true
+				r.addLocked(rt)
+			}
+		}
+	}
+}
+
+// save records the present state of retrievals, or deletes the records of those that are gone.
+func (r *recaller) save(rts ...*retrieval) (seq uint64, err error) {
+	ids := make([]uint64, len(rts))
+	seq, err = r.e.catalog.Update(func(tx *catalog.Tx) error {
+		for i, rt := range rts {
+			r.mu.Lock()
+			rec, gone := rt.rec, rt.gone
+			r.mu.Unlock()
+			switch {
+			case gone && rec.State != catalog.Failed:
+				if rec.ID == 0 {
+					continue
+				}
+				if err := tx.DeleteRetrieval(rec.ID); err != nil && !errors.Is(err, catalog.ErrNotExist) {
+					return err
+				}
+				continue
+			case rec.ID == 0:
+				rec.ID = tx.NextID()
+				ids[i] = rec.ID
+			}
+			if err := tx.PutRetrieval(rec); err != nil {
+				return err
+			}
+		}
+		return r.saveGuard(tx)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("recording retrievals: %w", err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, rt := range rts {
+		rt.saved = true
+		if ids[i] == 0 {
+			continue
+		}
+		rt.rec.ID = ids[i]
+		if rt.gone && rt.rec.State != catalog.Failed {
+			r.dead = append(r.dead, rt) // went away while its record was made
+			r.wakeFetchersLocked()
+		}
+	}
+	return seq, nil
+}
+
+// bury deletes the records of retrievals that are gone and gives their files
+// back, unless something still writes to those.
+func (r *recaller) bury() {
+	r.mu.Lock()
+	var now []*retrieval
+	rest := r.dead[:0]
+	for _, rt := range r.dead {
+		if slices.ContainsFunc(r.inflight, func(f *flight) bool { return f.rt == rt }) || rt.finishing || rt.opening {
+			rest = append(rest, rt)
+		} else {
+			now = append(now, rt)
+		}
+	}
+	clear(r.dead[len(rest):])
+	r.dead = rest
+	files := make([]*file, 0, len(now))
+	var recorded []*retrieval
+	for _, rt := range now {
+		if rt.file != nil {
+			files = append(files, rt.file)
+			rt.file, rt.local = nil, nil
+		}
+		if rt.rec.ID != 0 {
+			recorded = append(recorded, rt)
+		}
+	}
+	r.mu.Unlock()
+	for len(recorded) > 0 {
+		n := min(len(recorded), 500)
+		if _, err := r.save(recorded[:n]...); err != nil {
+			// The next start drops records of what is complete or gone.
+			r.log.Error("records of finished retrievals stay behind", "count", n, "error", err)
+		}
+		recorded = recorded[n:]
+	}
+	for _, f := range files {
+		f.put()
+	}
+}
+
+// fail gives a retrieval up. With damaged the version is marked, too.
+func (r *recaller) fail(rt *retrieval, cause error, damaged bool) {
+	r.log.Error("recall given up", "path", r.pathOf(rt.key.ino), "archive", rt.arc.ID, "job", rt.rec.JobID, "jobs", rt.rec.Attempts, "error", cause)
+	err := failedError(cause.Error())
+	if damaged {
+		err = fmt.Errorf("%w: %w", ErrDamaged, cause)
+		r.markDamaged(rt.key, cause.Error())
+	}
+	r.mu.Lock()
+	if rt.gone {
+		r.mu.Unlock()
+		return
+	}
+	rt.rec.State, rt.rec.Error = catalog.Failed, cause.Error()
+	rt.rec.AskedAt = time.Now().UnixNano()
+	var old uint64
+	if len(r.failed) >= maxFailed {
+		for num, f := range r.failed {
+			old = f.rec.ID
+			delete(r.failed, num)
+			break
+		}
+	}
+	r.failed[rt.arc.Num] = givenUp{rec: rt.rec, err: err, at: time.Now()}
+	r.waves.failedLocked(rt.key.ino, cause)
+	r.removeLocked(rt)
+	r.mu.Unlock()
+	if _, err := r.save(rt); err != nil {
+		r.log.Error("a failed recall is not recorded", "error", err)
+	}
+	if old != 0 {
+		r.deleteRecord(old)
+	}
+	r.attrChanged(rt.key.ino)
+}
+
+func (r *recaller) forgetFailureLocked(archive uint64) {
+	f, ok := r.failed[archive]
+	if !ok {
+		return
+	}
+	delete(r.failed, archive)
+	if f.rec.ID != 0 {
+		rec := f.rec
+		rec.State = catalog.Wanted // so that bury deletes it
+		r.dead = append(r.dead, &retrieval{rec: rec, gone: true})
+		r.wakeFetchersLocked()
+	}
+}
+
+func (r *recaller) deleteRecord(id uint64) {
+	if _, err := r.e.catalog.Update(func(tx *catalog.Tx) error { return tx.DeleteRetrieval(id) }); err != nil {
+		r.log.Error("a retrieval's record stays behind", "error", err)
+	}
+}
+
+// markDamaged records that the vault's copy of a version is bad or gone.
+func (r *recaller) markDamaged(key verKey, why string) {
+	f, err := r.e.acquire(key.ino)
+	if err != nil {
+		return
+	}
+	defer f.put()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ver.V != key.v || f.ver.State != catalog.Archived {
+		return
+	}
+	if err := r.setVersion(f, func(v *catalog.Version) { v.Damaged, v.Error = true, why }); err != nil {
+		r.log.Error("damage is not recorded", "ino", key.ino, "error", err)
+	}
+}
+
+// pathOf is for people.
+func (r *recaller) pathOf(ino uint64) string {
+	path := ""
+	r.e.catalog.View(func(tx *catalog.Tx) (err error) {
+		path, err = tx.Path(ino)
+		return err
+	})
+	if path == "" {
+		path = fmt.Sprintf("#%d", ino)
+	}
+	return path
+}
+
+// tier says how fast to ask. Expedited takes only less than MaxExpedited.
+func (rt *retrieval) tier() cas.Tier {
+	small := rt.rec.Len < cas.MaxExpedited && !rt.standard
+	switch strings.ToLower(rt.rec.Tier) {
+	case "expedited":
+		if small {
+			return cas.Expedited
+		}
+	case "bulk":
+		return cas.Bulk
+	case "auto":
+		// Someone waits for a read; a bulk recall is one of many.
+		switch {
+		case rt.rec.Explicit:
+			return cas.Bulk
+		case small:
+			return cas.Expedited
+		}
+	}
+	return cas.Standard
+}
+
+// ask starts rt's job. The record says Wanted and is on stable storage.
+func (r *recaller) ask(ctx context.Context, rt *retrieval) {
+	r.mu.Lock()
+	if rt.gone {
+		r.mu.Unlock()
+		return
+	}
+	rec, tier := rt.rec, rt.tier()
+	r.mu.Unlock()
+	if strings.EqualFold(rec.Tier, string(cas.Expedited)) && tier != cas.Expedited {
+		r.log.Info("Expedited does not take as much, Standard is asked for", "path", r.pathOf(rt.key.ino), "bytes", rec.Len)
+	}
+	q := cas.JobRequest{
+		Type: cas.ArchiveRetrieval, ArchiveID: rt.arc.ID, Tier: tier,
+		Description: jobDescription(r.e.catalog.ID(), rec.ID),
+	}
+	if !rt.whole() {
+		q.Range = cas.Range{Off: rec.Off, Len: rec.Len}
+	}
+	id, err := r.e.client.InitiateJob(ctx, rec.VaultName, q)
+	now := time.Now()
+	r.mu.Lock()
+	var final error
+	damaged := false
+	switch {
+	case err == nil:
+		r.setJobLocked(rt, id)
+		rt.rec.State, rt.rec.AskedAt, rt.rec.Uncertain, rt.rec.Adopted, rt.rec.Error = catalog.Asked, now.UnixNano(), false, false, ""
+		rt.rec.Attempts++
+		rt.tries = 0
+	case ctx.Err() != nil, errors.Is(err, cas.ErrUnknown):
+		// The job may be running: the list tells, once the service had time to add it.
+		rt.rec.Uncertain, rt.rec.Error = true, err.Error()
+		rt.notBefore = now.Add(10 * time.Second)
+	case errors.Is(err, cas.ErrNotFound):
+		final, damaged = fmt.Errorf("the service does not know the archive: %w", err), true
+	case errors.Is(err, cas.ErrPolicy):
+		rt.rec.Error = err.Error()
+		rt.notBefore = now.Add(15 * time.Minute)
+	case errors.Is(err, cas.ErrThrottled), errors.Is(err, cas.ErrUnavailable):
+		rt.retryLocked(now, err)
+	case q.Tier == cas.Expedited && errors.Is(err, cas.ErrInvalid):
+		rt.standard = true
+	case rt.tries >= maxRefusals, errors.Is(err, cas.ErrInvalid), errors.Is(err, cas.ErrAccessDenied):
+		final = err
+	default:
+		rt.retryLocked(now, err)
+	}
+	rt.asking = false
+	r.mu.Unlock()
+	if final != nil {
+		r.fail(rt, final, damaged)
+		return
+	}
+	if err != nil {
+		r.log.Warn("no job was started", "path", r.pathOf(rt.key.ino), "vault", rec.VaultName, "error", err)
+	} else {
+		r.log.Info("recall asked for", "path", r.pathOf(rt.key.ino), "bytes", rec.Len, "tier", q.Tier, "job", id)
+	}
+	if _, err := r.save(rt); err != nil {
+		r.log.Error("a job is not recorded; the list of jobs will tell", "job", id, "error", err)
+	}
+}
+
+// maxRefusals is how often a request that is refused for no reason of its own is repeated.
+const maxRefusals = 5
+
+// retryLocked waits longer each time, up to five minutes.
+func (rt *retrieval) retryLocked(now time.Time, err error) {
+	rt.rec.Error = err.Error()
+	rt.notBefore = now.Add(min(time.Second<<min(rt.tries, 20), 5*time.Minute))
+	rt.tries++
+}

@@ -1,0 +1,171 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"os"
+	"sort"
+	"time"
+
+	"github.com/casfs/casfs/cache/catalog"
+)
+
+// Status is the whole daemon's (casfs status).
+type Status struct {
+	Mountpoint    string            `json:"mountpoint"`
+	StateDir      string            `json:"state_dir"`
+	PID           int               `json:"pid"`
+	Since         time.Time         `json:"since"`
+	Endpoint      string            `json:"endpoint"`
+	Vaults        int               `json:"vaults"`
+	Files         int64             `json:"files"`
+	LiveBytes     int64             `json:"live_bytes"`
+	Staging       Space             `json:"staging"`
+	Cache         Space             `json:"cache"`
+	FreeBytes     int64             `json:"free_bytes"`
+	Settling      int64             `json:"settling"` // files waiting for quiet
+	Uploads       []UploadStatus    `json:"uploads"`
+	UploadsQueued int64             `json:"uploads_queued"`
+	Retrievals    []RetrievalStatus `json:"retrievals"`
+	Waiters       []WaiterStatus    `json:"waiters"`
+	Guard         GuardStatus       `json:"guard"`
+	Trash         Space             `json:"trash"`       // Used bytes; Files count
+	Problems      []string          `json:"problems"`    // in plain words
+	Passthrough   string            `json:"passthrough"` // filled by fs
+}
+
+// Space is use against a limit.
+type Space struct {
+	Files int64 `json:"files"`
+	Used  int64 `json:"used"`
+	Limit int64 `json:"limit"`
+}
+
+// UploadStatus is one version on its way.
+type UploadStatus struct {
+	Path      string `json:"path"`
+	Size      int64  `json:"size"`
+	Done      int64  `json:"done"`
+	Attempts  int    `json:"attempts"`
+	Error     string `json:"error,omitempty"`
+	Permanent bool   `json:"permanent,omitempty"`
+}
+
+// RetrievalStatus is one retrieval.
+type RetrievalStatus struct {
+	Path     string     `json:"path"`
+	State    string     `json:"state"`
+	Tier     string     `json:"tier"`
+	Job      string     `json:"job"`
+	Size     int64      `json:"size"`
+	Done     int64      `json:"done"`
+	Since    time.Time  `json:"since"`
+	ETA      *time.Time `json:"eta,omitempty"`
+	Attempts int        `json:"attempts"`
+	Error    string     `json:"error,omitempty"`
+}
+
+// WaiterStatus is one program waiting for a recall.
+type WaiterStatus struct {
+	PID     uint32     `json:"pid"`
+	Command string     `json:"command"`
+	Path    string     `json:"path"`
+	Since   time.Time  `json:"since"`
+	ETA     *time.Time `json:"eta,omitempty"`
+}
+
+// GuardStatus is how much reads may still recall.
+type GuardStatus struct {
+	Files, FilesLimit int64
+	Bytes, BytesLimit int64
+	Until             *time.Time `json:"Until,omitempty"`
+}
+
+// statusUploads is how many uploads a status lists; running and failed ones come first.
+const statusUploads = 200
+
+// Status returns a snapshot. Mountpoint, Endpoint and Passthrough are left to the caller, who knows them.
+func (e *Engine) Status(ctx context.Context) (Status, error) {
+	st := e.catalog.Stats()
+	use := e.store.Usage()
+	s := Status{
+		StateDir: e.opts.StateDir, PID: os.Getpid(), Since: e.since,
+		Files: st.Files, LiveBytes: st.LiveBytes,
+		Staging:   Space{Files: st.StagedFiles, Used: use.StagingBytes, Limit: use.StagingLimit},
+		Cache:     Space{Used: use.CacheBytes, Limit: use.CacheLimit},
+		FreeBytes: use.Free,
+		Settling:  e.settle.waiting(),
+	}
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		vaults, err := tx.Vaults()
+		if err != nil {
+			return err
+		}
+		s.Vaults = len(vaults)
+		for a, err := range tx.TrashUntil(math.MaxInt64) {
+			if err != nil {
+				return err
+			}
+			s.Trash.Files++
+			s.Trash.Used += a.Size
+		}
+		return nil
+	})
+	if err != nil {
+		return s, err
+	}
+	e.up.fill(&s)
+	e.recall.fill(&s)
+
+	e.problemsMu.Lock()
+	for _, p := range e.problems {
+		s.Problems = append(s.Problems, p)
+	}
+	failed := map[uint64]string{}
+	for ino, fl := range e.failures {
+		failed[ino] = fl.err
+	}
+	e.problemsMu.Unlock()
+	for ino, why := range failed {
+		s.Problems = append(s.Problems, fmt.Sprintf("%s cannot be uploaded: %s; its bytes are kept on this machine, and the upload is tried again every %s",
+			e.path(ino), why, retryPermanent))
+	}
+	if use.Throttled > 0 {
+		s.Problems = append(s.Problems, fmt.Sprintf("%d writers wait for room in the staging area (%d of %d bytes in use)",
+			use.Throttled, use.StagingBytes, use.StagingLimit))
+	}
+	sort.Strings(s.Problems)
+	return s, nil
+}
+
+// fill adds the uploads to s.
+func (u *uploader) fill(s *Status) {
+	type line struct {
+		ino   uint64
+		state taskState
+		UploadStatus
+	}
+	var list []line
+	u.mu.Lock()
+	for ino, t := range u.tasks {
+		if t.state == taskQueued {
+			s.UploadsQueued++
+			continue
+		}
+		list = append(list, line{ino, t.state, UploadStatus{
+			Size: t.size, Done: t.done.Load(), Attempts: t.attempts, Error: t.err, Permanent: t.permanent,
+		}})
+	}
+	u.mu.Unlock()
+	sort.Slice(list, func(i, k int) bool {
+		if list[i].state != list[k].state {
+			return list[i].state < list[k].state
+		}
+		return list[i].ino < list[k].ino
+	})
+	for _, l := range list[:min(len(list), statusUploads)] {
+		l.Path = u.e.path(l.ino)
+		s.Uploads = append(s.Uploads, l.UploadStatus)
+	}
+}

@@ -1,0 +1,382 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/casfs/casfs/cache/catalog"
+)
+
+// Progress is reported while a verb waits; totals may grow.
+type Progress struct {
+	FilesDone, FilesTotal int64
+	BytesDone, BytesTotal int64
+	Current               string // a path
+}
+
+// Pending is a file not yet archived.
+type Pending struct {
+	Path  string
+	Size  int64
+	State string
+	Error string
+}
+
+// syncJob is one caller that waits for versions to be archived.
+type syncJob struct {
+	mu      sync.Mutex
+	want    map[uint64]syncWant // not done yet
+	done    Progress
+	failed  map[uint64]error
+	current uint64
+	changed chan struct{} // buffered 1
+}
+
+type syncWant struct {
+	v    uint64
+	size int64
+}
+
+// syncEvent tells waiting callers that ino has been archived or is gone (nil), or failed for good.
+func (e *Engine) syncEvent(ino uint64, err error) {
+	e.problemsMu.Lock()
+	var jobs []*syncJob
+	for j := range e.syncs {
+		jobs = append(jobs, j)
+	}
+	e.problemsMu.Unlock()
+	for _, j := range jobs {
+		j.note(ino, err)
+	}
+}
+
+func (j *syncJob) note(ino uint64, err error) {
+	j.mu.Lock()
+	w, ok := j.want[ino]
+	if ok {
+		delete(j.want, ino)
+		if err != nil {
+			j.failed[ino] = err
+		} else {
+			j.done.FilesDone++
+			j.done.BytesDone += w.size
+		}
+		j.current = ino
+	}
+	j.mu.Unlock()
+	if ok {
+		select {
+		case j.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Sync seals everything staged under the inodes (all of it below directories) at call time,
+// skipping settle, and waits until it is archived and recorded. It fails with the first permanent error, ErrUpload.
+func (e *Engine) Sync(ctx context.Context, inos []uint64, progress func(Progress)) error {
+	if err := e.flushAll(); err != nil {
+		return err
+	}
+	wants, err := e.stagedBelow(inos)
+	if err != nil {
+		return err
+	}
+	failed, err := e.awaitArchived(ctx, wants, progress)
+	if err != nil {
+		return err
+	}
+	for ino, err := range failed {
+		return fmt.Errorf("%w: %s: %w", ErrUpload, e.path(ino), err)
+	}
+	return e.catalog.Barrier(ctx, 0)
+}
+
+// flushAll brings the catalog up to the sizes of the files being written.
+func (e *Engine) flushAll() error {
+	e.filesMu.Lock()
+	var live []*file
+	for _, f := range e.files {
+		f.refs++
+		live = append(live, f)
+	}
+	e.filesMu.Unlock()
+	var errs error
+	for _, f := range live {
+		f.mu.Lock()
+		if !f.gone && f.loadErr == nil {
+			if err := f.flushLocked(); err != nil {
+				errs = errors.Join(errs, err)
+			}
+		}
+		f.mu.Unlock()
+		f.put()
+	}
+	return errs
+}
+
+// stagedBelow lists the versions not yet archived of the files given and of everything below the directories given;
+// nil: of everything.
+func (e *Engine) stagedBelow(inos []uint64) (map[uint64]syncWant, error) {
+	wants := map[uint64]syncWant{}
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		below := map[uint64]bool{} // directories known to be inside or outside
+		files := map[uint64]bool{}
+		for _, ino := range inos {
+			i, err := tx.Inode(ino)
+			if err != nil {
+				return err
+			}
+			if i.Mode&syscall.S_IFMT == syscall.S_IFDIR {
+				below[ino] = true
+			} else {
+				files[ino] = true
+			}
+		}
+		var inside func(dir uint64) (bool, error)
+		inside = func(dir uint64) (bool, error) {
+			if in, ok := below[dir]; ok {
+				return in, nil
+			}
+			in := false
+			if dir != catalog.RootIno {
+				i, err := tx.Inode(dir)
+				if err != nil {
+					return false, err
+				}
+				if in, err = inside(i.Parent); err != nil {
+					return false, err
+				}
+			}
+			below[dir] = in
+			return in, nil
+		}
+		for v, err := range tx.StagedVersions() {
+			if err != nil {
+				return err
+			}
+			if inos != nil && !files[v.Ino] {
+				names, err := tx.Parents(v.Ino)
+				if err != nil {
+					return err
+				}
+				hit := false
+				for _, d := range names {
+					if hit, err = inside(d.Parent); err != nil {
+						return err
+					}
+					if hit {
+						break
+					}
+				}
+				if !hit {
+					continue
+				}
+			}
+			i, err := tx.Inode(v.Ino)
+			if errors.Is(err, catalog.ErrNotExist) || err == nil && (i.Nlink == 0 || i.Version != v.V) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			wants[v.Ino] = syncWant{v: v.V, size: i.Size}
+		}
+		return nil
+	})
+	return wants, err
+}
+
+// progressEvery is how often a waiting verb reports.
+const progressEvery = 250 * time.Millisecond
+
+// recheckEvery is how often it looks the files up instead of waiting to be told.
+const recheckEvery = 2 * time.Second
+
+// awaitArchived starts the uploads of wants and waits until each is archived, gone, or failed for good.
+func (e *Engine) awaitArchived(ctx context.Context, wants map[uint64]syncWant, progress func(Progress)) (map[uint64]error, error) {
+	if len(wants) == 0 {
+		return nil, nil
+	}
+	if e.opts.ReadOnly {
+		return nil, ErrReadOnly
+	}
+	j := &syncJob{want: wants, failed: map[uint64]error{}, changed: make(chan struct{}, 1)}
+	var start []uint64
+	for ino, w := range wants {
+		j.done.FilesTotal++
+		j.done.BytesTotal += w.size
+		start = append(start, ino)
+	}
+	e.problemsMu.Lock()
+	e.syncs[j] = struct{}{}
+	e.problemsMu.Unlock()
+	defer func() {
+		e.problemsMu.Lock()
+		delete(e.syncs, j)
+		e.problemsMu.Unlock()
+	}()
+	for _, ino := range start {
+		e.settle.drop(ino)
+		e.up.enqueue(ino)
+	}
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	var looked time.Time
+	for report := true; ; {
+		// Events tell of changes from here on; what was done before, and what a
+		// writer has superseded and thereby taken from the queue, is found by looking.
+		if looked.IsZero() || time.Since(looked) >= recheckEvery {
+			if err := e.recheck(j); err != nil {
+				return nil, err
+			}
+			looked = time.Now()
+		}
+		j.mu.Lock()
+		left, p, current := len(j.want), j.done, j.current
+		j.mu.Unlock()
+		if progress != nil && (report || left == 0) {
+			p.BytesDone += e.up.sending(j)
+			if current != 0 {
+				p.Current = e.path(current)
+			}
+			progress(p)
+		}
+		if left == 0 {
+			return j.failed, nil
+		}
+		select {
+		case <-ctx.Done():
+			return j.failed, ctx.Err()
+		case <-j.changed:
+			report = false
+		case <-tick.C:
+			report = true
+		}
+	}
+}
+
+// recheck looks each awaited version up.
+func (e *Engine) recheck(j *syncJob) error {
+	j.mu.Lock()
+	want := make(map[uint64]syncWant, len(j.want))
+	for ino, w := range j.want {
+		want[ino] = w
+	}
+	j.mu.Unlock()
+	var done, again []uint64
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		for ino, w := range want {
+			i, err := tx.Inode(ino)
+			if errors.Is(err, catalog.ErrNotExist) || err == nil && (i.Nlink == 0 || i.Version == 0) {
+				done = append(done, ino)
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			v, err := tx.Version(ino, i.Version)
+			if err != nil {
+				return err
+			}
+			switch {
+			case v.State == catalog.Archived && v.V >= w.v:
+				done = append(done, ino)
+			default:
+				again = append(again, ino)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, ino := range done {
+		j.note(ino, nil)
+	}
+	for _, ino := range again {
+		if _, _, ok := e.up.active(ino); !ok {
+			e.settle.drop(ino)
+			e.up.enqueue(ino)
+		}
+	}
+	return nil
+}
+
+// sending sums the acknowledged bytes of the uploads j waits for.
+func (u *uploader) sending(j *syncJob) int64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var n int64
+	for ino, t := range u.tasks {
+		if _, ok := j.want[ino]; ok {
+			n += t.done.Load()
+		}
+	}
+	return n
+}
+
+// Drain is Sync of everything, for unmount; it returns what is left when ctx ends.
+// What fails for good is left too, with ErrUpload.
+func (e *Engine) Drain(ctx context.Context, progress func(Progress)) ([]Pending, error) {
+	for {
+		err := e.flushAll()
+		if err == nil {
+			var wants map[uint64]syncWant
+			if wants, err = e.stagedBelow(nil); err == nil && len(wants) == 0 {
+				return nil, e.catalog.Barrier(context.WithoutCancel(ctx), 0)
+			}
+			if err == nil {
+				var failed map[uint64]error
+				failed, err = e.awaitArchived(ctx, wants, progress)
+				if err == nil && len(failed) > 0 {
+					err = fmt.Errorf("%w: %d files", ErrUpload, len(failed))
+				}
+			}
+		}
+		if err != nil {
+			left, perr := e.pending()
+			return left, errors.Join(err, perr)
+		}
+	}
+}
+
+// pending lists what is not archived yet.
+func (e *Engine) pending() ([]Pending, error) {
+	wants, err := e.stagedBelow(nil)
+	if err != nil {
+		return nil, err
+	}
+	var list []Pending
+	for ino, w := range wants {
+		p := Pending{Path: e.path(ino), Size: w.size, State: "staged"}
+		if st, _, ok := e.up.active(ino); ok && st == taskRunning {
+			p.State = "uploading"
+		}
+		p.Error = e.uploadError(ino)
+		list = append(list, p)
+	}
+	return list, nil
+}
+
+// uploadError says why the last attempt to upload ino failed, "" if it did not.
+func (e *Engine) uploadError(ino uint64) string {
+	e.problemsMu.Lock()
+	if fl := e.failures[ino]; fl != nil {
+		e.problemsMu.Unlock()
+		return fl.err
+	}
+	e.problemsMu.Unlock()
+	e.up.mu.Lock()
+	defer e.up.mu.Unlock()
+	if t := e.up.tasks[ino]; t != nil {
+		return t.err
+	}
+	return ""
+}

@@ -1,0 +1,258 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"syscall"
+	"time"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cas"
+)
+
+// Probe asks the service for the vault list and merges it; it is the mount's
+// check that endpoint, credentials and clock are right. Errors are cas's. With
+// Options.Vault, a vault that does not exist is cas.ErrNotFound.
+func (e *Engine) Probe(ctx context.Context) error {
+	if e.opts.Vault != "" {
+		v, err := e.client.DescribeVault(ctx, e.opts.Vault)
+		if err != nil {
+			return fmt.Errorf("vault %s: %w", e.opts.Vault, err)
+		}
+		return e.mergeVaults([]cas.VaultInfo{v}, false)
+	}
+	var list []cas.VaultInfo
+	for v, err := range e.client.Vaults(ctx) {
+		if err != nil {
+			return fmt.Errorf("listing vaults: %w", err)
+		}
+		list = append(list, v)
+	}
+	return e.mergeVaults(list, true)
+}
+
+// mergeVaults makes a directory of each vault not known yet and notes what the
+// service says of the others. With all, a vault missing from the list is
+// marked; its records stay.
+func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
+	var added, gone, back []string
+	now := time.Now()
+	_, err := e.catalog.Update(func(tx *catalog.Tx) error {
+		added, gone, back = nil, nil, nil
+		seen := map[string]bool{}
+		for _, info := range list {
+			seen[info.Name] = true
+			v, err := tx.VaultByName(info.Name)
+			if errors.Is(err, catalog.ErrNotExist) {
+				if info.Name == "." || info.Name == ".." {
+					continue // no directory can have it
+				}
+				i, err := tx.Create(catalog.RootIno, info.Name, catalog.Inode{Mode: syscall.S_IFDIR | 0o755, UID: e.opts.UID, GID: e.opts.GID}, now.UnixNano())
+				if err != nil {
+					return fmt.Errorf("vault %q: %w", info.Name, err)
+				}
+				v = catalog.Vault{Ino: i.Ino, Name: info.Name, Archives: -1, Bytes: -1}
+				added = append(added, info.Name)
+			} else if err != nil {
+				return err
+			}
+			was := v
+			if v.Gone {
+				back = append(back, v.Name)
+			}
+			v.Gone = false
+			v.QCS = info.QCS
+			v.Created = unixNano(info.CreationDate)
+			v.LastInventory = unixNano(info.LastInventoryDate)
+			v.Archives, v.Bytes = info.NumberOfArchives, info.Size
+			if v != was {
+				if err := tx.PutVault(v); err != nil {
+					return err
+				}
+			}
+		}
+		if !all {
+			return nil
+		}
+		known, err := tx.Vaults()
+		if err != nil {
+			return err
+		}
+		for _, v := range known {
+			if seen[v.Name] {
+				continue
+			}
+			gone = append(gone, v.Name)
+			if !v.Gone {
+				v.Gone = true
+				if err := tx.PutVault(v); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, name := range gone {
+		e.problem("vault/"+name, fmt.Sprintf("the service no longer lists the vault %s; what is known of it is kept", name))
+	}
+	for _, name := range back {
+		e.solved("vault/" + name)
+	}
+	for _, name := range added {
+		e.log.Info("found a vault", "vault", name)
+		e.opts.Observer.EntryChanged(catalog.RootIno, name)
+	}
+	return nil
+}
+
+func unixNano(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+// runVaults repeats the list now and then.
+func (e *Engine) runVaults(ctx context.Context) error {
+	for sleep(ctx, e.opts.VaultRefresh) == nil {
+		if err := e.Probe(ctx); err != nil && ctx.Err() == nil {
+			e.log.Warn("refreshing the list of vaults", "err", err)
+		}
+	}
+	return nil
+}
+
+// mkVault creates a vault at the service, then its directory. After a crash in
+// between, the next list of vaults brings the directory.
+func (e *Engine) mkVault(ctx context.Context, c Caller, name string, mode uint32) (Attr, error) {
+	if err := cas.ValidVaultName(name); err != nil || name == "." || name == ".." {
+		return Attr{}, fmt.Errorf("%w: %q cannot be a vault's name: letters, digits, '_', '-' and '.' only", catalog.ErrInvalid, name)
+	}
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		_, err := tx.Lookup(catalog.RootIno, name)
+		return err
+	})
+	if err == nil {
+		return Attr{}, catalog.ErrExist
+	}
+	if !errors.Is(err, catalog.ErrNotExist) {
+		return Attr{}, err
+	}
+	if _, err := e.client.CreateVault(ctx, name); err != nil {
+		return Attr{}, fmt.Errorf("creating vault %s: %w", name, err)
+	}
+	e.hit("vault.created")
+	var i catalog.Inode
+	now := time.Now().UnixNano()
+	_, err = e.catalog.Update(func(tx *catalog.Tx) error {
+		var err error
+		i, err = tx.Create(catalog.RootIno, name, catalog.Inode{Mode: syscall.S_IFDIR | mode&07777, UID: c.UID, GID: c.GID}, now)
+		if err != nil {
+			return err
+		}
+		return tx.PutVault(catalog.Vault{Ino: i.Ino, Name: name, Created: now, Archives: -1, Bytes: -1})
+	})
+	if err != nil {
+		return Attr{}, err
+	}
+	if info, err := e.client.DescribeVault(ctx, name); err == nil {
+		if err := e.mergeVaults([]cas.VaultInfo{info}, false); err != nil {
+			e.log.Warn("describing a new vault", "vault", name, "err", err)
+		}
+	}
+	e.log.Info("created a vault", "vault", name)
+	a := attrOf(i)
+	a.Parent = catalog.RootIno
+	return a, nil
+}
+
+// rmVault deletes an empty vault at the service, then its directory.
+func (e *Engine) rmVault(ctx context.Context, name string) error {
+	// What was deleted a moment ago must count as trash already.
+	for {
+		n, err := e.bin.reclaim(ctx)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			break
+		}
+	}
+	var v catalog.Vault
+	var live, trash int
+	var until int64
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		var err error
+		v, err = tx.VaultByName(name)
+		if err != nil {
+			return err
+		}
+		i, err := tx.Inode(v.Ino)
+		if err != nil {
+			return err
+		}
+		if i.Entries > 0 {
+			return catalog.ErrNotEmpty
+		}
+		for a, err := range tx.Archives(v.Ino) {
+			if err != nil {
+				return err
+			}
+			switch a.State {
+			case catalog.Deleted:
+			case catalog.Trash:
+				trash++
+				until = max(until, a.Deadline)
+			default:
+				live++
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	switch {
+	case live > 0:
+		return fmt.Errorf("%w: vault %s holds %d archives", ErrBusy, name, live)
+	case trash > 0:
+		return fmt.Errorf("%w: vault %s holds %d archives in the trash until %s (casfs trash purge deletes them now, for a fee)",
+			ErrBusy, name, trash, time.Unix(0, until).UTC().Format(time.RFC3339))
+	}
+	if err := e.client.DeleteVault(ctx, name); err != nil && !errors.Is(err, cas.ErrNotFound) {
+		if errors.Is(err, cas.ErrNotEmpty) {
+			return fmt.Errorf("%w: the service says vault %s is not empty: %w", ErrBusy, name, err)
+		}
+		return fmt.Errorf("deleting vault %s: %w", name, err)
+	}
+	e.hit("vault.deleted")
+	_, err = e.catalog.Update(func(tx *catalog.Tx) error {
+		if _, err := tx.Rmdir(catalog.RootIno, name, time.Now().UnixNano()); err != nil {
+			return err
+		}
+		var nums []uint64
+		for a, err := range tx.Archives(v.Ino) {
+			if err != nil {
+				return err
+			}
+			nums = append(nums, a.Num)
+		}
+		for _, n := range nums {
+			if err := tx.DeleteArchive(n); err != nil {
+				return err
+			}
+		}
+		return tx.DeleteVault(v.Ino)
+	})
+	if err != nil {
+		return err
+	}
+	e.solved("vault/" + name)
+	e.log.Info("deleted a vault", "vault", path.Clean(name))
+	return nil
+}
