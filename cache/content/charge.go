@@ -9,14 +9,18 @@ import (
 
 // A chunk says which blocks of chunkSize bytes are charged.
 const (
-	chunkSize  = 8 << 20
-	chunkWords = chunkSize / blockSize / 64
+	chunkSize   = 8 << 20
+	chunkBlocks = chunkSize / blockSize
 )
 
-type chunk [chunkWords]uint64
+type chunk [chunkBlocks / 64]uint64
 
 // fullChunk stands for every chunk without a free block.
-var fullChunk = new(chunk)
+var fullChunk = func() *chunk {
+	c := new(chunk)
+	c.set(0, chunkBlocks)
+	return c
+}()
 
 // blockMap remembers, while a file is open, which of its blocks are charged.
 // A chunk is filled from what the file system has allocated when it is first
@@ -66,7 +70,7 @@ func seedChunk(fd int, start int64) *chunk {
 		c.set(int(data-start)/blockSize, int(hole-start+blockSize-1)/blockSize)
 		at = hole
 	}
-	if c.count(0, chunkWords*64) == chunkWords*64 {
+	if c.count(0, chunkBlocks) == chunkBlocks {
 		return fullChunk
 	}
 	return c
@@ -103,9 +107,9 @@ func mask(w, from, to int) uint64 {
 func (m *blockMap) each(fd int, off, n int64, fn func(i int64, c *chunk, from, to int)) {
 	end := (off + n + blockSize - 1) / blockSize
 	for b := off / blockSize; b < end; {
-		i := b / (chunkWords * 64)
-		next := min(end, (i+1)*chunkWords*64)
-		fn(i, m.chunk(fd, i), int(b-i*chunkWords*64), int(next-i*chunkWords*64))
+		i := b / (chunkBlocks)
+		next := min(end, (i+1)*chunkBlocks)
+		fn(i, m.chunk(fd, i), int(b-i*chunkBlocks), int(next-i*chunkBlocks))
 		b = next
 	}
 }
@@ -134,14 +138,23 @@ func (m *blockMap) mark(fd int, off, n int64) {
 			return
 		}
 		c.set(from, to)
-		if c.count(0, chunkWords*64) == chunkWords*64 {
+		if c.count(0, chunkBlocks) == chunkBlocks {
 			m.chunks[i] = fullChunk
 			m.lastC = nil
 		}
 	})
 }
 
-func init() { fullChunk.set(0, chunkWords*64) }
+// maxChunks bounds what a file's map may take in memory (some 5 MB, for 128 GiB written in one opening);
+// beyond it the map starts again from what is allocated.
+const maxChunks = 16 << 10
+
+// settle is recountLocked with the lock.
+func (o *open) settle() error {
+	o.io.Lock()
+	defer o.io.Unlock()
+	return o.recountLocked()
+}
 
 // recountLocked replaces the file's charge by what is allocated. The io lock is
 // held for writing, so nothing is charged that is not written or refused yet.

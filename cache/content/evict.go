@@ -15,6 +15,7 @@ type eviction struct {
 	evictPass   uint64
 	evicting    bool // the goroutine runs
 	evictCalls  int  // Evict calls running, Shrink's included
+	doomed      int  // removed files that are still open: room to come
 	progress    uint64
 	exhausted   uint64 // progress when the last pass found nothing
 	exhaustedAt time.Time
@@ -23,30 +24,30 @@ type eviction struct {
 // refusedMax bounds how long a file that refused is left alone.
 const refusedMax = time.Minute
 
-// evictNeedLocked says how many bytes of content should go, and whether they must be on the file system of staging.
-func (s *Store) evictNeedLocked() (need int64, onState bool) {
-	if over := s.overflowLocked(); over > 0 {
-		return over, false
+// evictNeedLocked says whether content should go, and on which file system (nil: on any).
+func (s *Store) evictNeedLocked() (vol *volume, need bool) {
+	if s.overflowLocked() > 0 {
+		return nil, true
 	}
-	if w := s.reservations.first(); w != nil && !s.contentFitsLocked(w.n) {
-		reserved := s.resvTotal - s.resvWritten
-		need = s.used[acctCache] + reserved + w.n - s.cacheLimit
-		need = max(need, s.cache.minFree-(s.cache.free-s.cache.since-reserved-w.n))
-		return need, false
+	reserved := s.resvTotal - s.resvWritten
+	if w := s.reservations.first(); w != nil {
+		if s.used[acctCache]+reserved+w.n > s.cacheLimit {
+			return nil, true
+		}
+		if !s.cache.has(reserved + w.n) {
+			return s.cache, true
+		}
 	}
-	var n int64
-	if w := s.waiters.first(); w != nil {
-		n = w.n
-	} else if s.roomWaiters == 0 {
-		return 0, false
+	if s.cache != s.state {
+		reserved = 0
 	}
-	if !s.state.has(n) {
-		return s.state.minFree - (s.state.free - s.state.since - n), true
+	if s.roomWaiters > 0 { // the file system refused bytes, whatever it says it has
+		return s.state, true
 	}
-	if s.roomWaiters > 0 {
-		return 1, true // the file system refused bytes it said it had
+	if w := s.waiters.first(); w != nil && !s.state.has(reserved+w.n) {
+		return s.state, true
 	}
-	return 0, false
+	return nil, false
 }
 
 // kickLocked starts the evictor when somebody needs it and the last pass is not too fresh.
@@ -55,7 +56,7 @@ func (s *Store) kickLocked() {
 	if s.closed || s.evicting {
 		return
 	}
-	if need, _ := s.evictNeedLocked(); need <= 0 {
+	if _, need := s.evictNeedLocked(); !need {
 		return
 	}
 	if s.exhausted == s.progress && time.Since(s.exhaustedAt) < tickEvery && !s.exhaustedAt.IsZero() {
@@ -73,19 +74,20 @@ func (s *Store) evictLoop() {
 	s.evictPass++
 	pass, patient := s.evictPass, true
 	for !s.closed {
-		need, onState := s.evictNeedLocked()
-		if need <= 0 {
+		vol, need := s.evictNeedLocked()
+		if !need {
 			return
 		}
-		n := s.victimLocked(pass, patient, onState)
-		if n == nil && patient && s.reservations.len() > 0 {
-			// Before anybody is told that there is no room, those that refused lately are asked again.
-			patient = false
-			continue
-		}
+		n := s.victimLocked(pass, patient, vol)
 		if n == nil {
+			hopeless := s.reservations.len() > 0 && s.resvTotal == s.resvWritten && s.evictCalls == 0 && s.doomed == 0
+			if hopeless && patient {
+				// Before anybody is told that there is no room, those that refused lately are asked again.
+				patient = false
+				continue
+			}
 			s.exhausted, s.exhaustedAt = s.progress, time.Now()
-			if s.reservations.len() > 0 && s.resvTotal == s.resvWritten && s.evictCalls == 0 && !onState {
+			if hopeless {
 				s.refuseReservationsLocked()
 			}
 			return
@@ -96,7 +98,7 @@ func (s *Store) evictLoop() {
 }
 
 // victimLocked returns the least recently used file this pass has not tried.
-func (s *Store) victimLocked(pass uint64, patient, onState bool) *node {
+func (s *Store) victimLocked(pass uint64, patient bool, vol *volume) *node {
 	if s.evict == nil {
 		return nil
 	}
@@ -108,7 +110,7 @@ func (s *Store) victimLocked(pass uint64, patient, onState bool) *node {
 		if patient && now.Before(n.notBefore) {
 			continue
 		}
-		if onState && s.volumeOf(n.place) != s.state {
+		if vol != nil && s.volumeOf(n.place) != vol {
 			continue
 		}
 		return n
@@ -142,7 +144,7 @@ func (s *Store) refuseReservationsLocked() {
 	for s.reservations.len() > 0 {
 		w := s.reservations.first()
 		s.reservations.remove(w)
-		if s.contentFitsLocked(w.n) {
+		if s.contentFitsLocked(w.n, s.cache) {
 			s.resvTotal += w.n
 		} else {
 			w.err = fmt.Errorf("%w: the cache holds %d of %d bytes, %d more are needed and nothing can be evicted",
@@ -160,7 +162,7 @@ func (s *Store) Shrink(n int64) {
 	s.evictPass++
 	pass := s.evictPass
 	for !s.closed && s.used[acctCache]+s.resvTotal-s.resvWritten+n > s.cacheLimit {
-		victim := s.victimLocked(pass, false, false)
+		victim := s.victimLocked(pass, false, nil)
 		if victim == nil {
 			break
 		}

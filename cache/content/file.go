@@ -156,8 +156,8 @@ func (f *File) seek(off int64, whence int) (int64, error) {
 }
 
 // Sync is fsync plus, for staging, the directory entry: after it the bytes, size and mtime survive power loss.
-// It is fsync because fdatasync leaves out mtime. An error stays: the kernel forgets what it could not write, so
-// later Syncs of the same open file report it again.
+// It is fsync because fdatasync leaves out mtime. An error stays with the file: the kernel reports bytes it could not write only
+// once, so every later Sync and Promote reports it again; Truncate(0) or Remove end that.
 func (f *File) Sync() error {
 	if err := f.enter(); err != nil {
 		return err
@@ -167,25 +167,33 @@ func (f *File) Sync() error {
 	if err := o.sync("sync", unix.Fsync); err != nil {
 		return err
 	}
-	if o.dirSync.Load() {
-		o.path.Lock()
-		defer o.path.Unlock()
-		o.s.mu.Lock()
-		path, gone := o.s.dataPath(o.n), o.n.gone
-		o.s.mu.Unlock()
-		if !gone {
-			if err := o.s.syncDir(path); err != nil {
-				return err
-			}
+	if !o.n.named.Load() {
+		if err := o.syncName(); err != nil {
+			return err
 		}
-		o.dirSync.Store(false)
 	}
 	return o.account()
 }
 
+// syncName makes the name of the file survive power loss.
+func (o *open) syncName() error {
+	o.path.Lock()
+	defer o.path.Unlock()
+	o.s.mu.Lock()
+	place, gone := o.n.place, o.n.gone
+	o.s.mu.Unlock()
+	if !gone {
+		if err := o.s.syncNames(place, o.n.id); err != nil {
+			return err
+		}
+	}
+	o.n.named.Store(true)
+	return nil
+}
+
 // sync runs fsync or fdatasync, remembering failure.
 func (o *open) sync(step string, fn func(fd int) error) error {
-	if p := o.failed.Load(); p != nil {
+	if p := o.n.failed.Load(); p != nil {
 		return *p
 	}
 	if err := o.s.step(step); err != nil {
@@ -194,7 +202,7 @@ func (o *open) sync(step string, fn func(fd int) error) error {
 	err := ignoringEINTR(func() error { return fn(o.fdNow()) })
 	if err != nil {
 		err = fmt.Errorf("local file %x: fsync: %w", o.n.id, noSpace(err))
-		o.failed.Store(&err)
+		o.n.failed.Store(&err)
 	}
 	return err
 }

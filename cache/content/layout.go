@@ -30,7 +30,7 @@ const (
 	partSuffix    = ".part"
 	mapSuffix     = ".map"
 	punchedSuffix = ".punched"
-	shards        = 256
+	shards        = 256 // by the low byte of the number
 )
 
 func shardName(i int) string {
@@ -66,34 +66,64 @@ func parseName(name string) (id uint64, suffix string, ok bool) {
 	return id, suffix, err == nil
 }
 
-// makeDirs creates the shard directories that are missing.
-func makeDirs(dir string) error {
+// shardState says how far a shard directory has got. They are made when first needed: making all of them
+// takes most of a second on a disk.
+const (
+	shardMissing uint32 = iota
+	shardMade
+	shardDurable // its name survives power loss
+)
+
+// makeDir creates the directory of a place and makes the names in and above it survive power loss.
+func makeDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	made := false
-	for i := range shards {
-		err := os.Mkdir(filepath.Join(dir, shardName(i)), 0o700)
-		if err == nil {
-			made = true
-		} else if !errors.Is(err, fs.ErrExist) {
-			return err
-		}
+	if err := syncPath(filepath.Dir(dir)); err != nil {
+		return err
 	}
-	if !made {
+	return syncPath(dir)
+}
+
+func syncPath(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// needShard creates the directory for id.
+func (s *Store) needShard(p place, id uint64) error {
+	state := &s.shards[p][id&0xff]
+	if state.Load() != shardMissing {
 		return nil
 	}
-	for _, d := range []string{dir, filepath.Dir(dir)} {
-		f, err := os.Open(d)
-		if err != nil {
-			return err
-		}
-		err = f.Sync()
-		f.Close()
-		if err != nil {
-			return err
-		}
+	err := os.Mkdir(s.dirs[p]+"/"+shardName(int(id&0xff)), 0o700)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return noSpace(err)
 	}
+	state.CompareAndSwap(shardMissing, shardMade)
+	return nil
+}
+
+// syncNames makes the names of id's files in a place survive power loss.
+func (s *Store) syncNames(p place, id uint64) error {
+	if err := s.step("dir.sync"); err != nil {
+		return err
+	}
+	if err := syncPath(s.dirs[p] + "/" + shardName(int(id&0xff))); err != nil {
+		return err
+	}
+	state := &s.shards[p][id&0xff]
+	if state.Load() == shardDurable {
+		return nil
+	}
+	if err := syncPath(s.dirs[p]); err != nil {
+		return err
+	}
+	state.Store(shardDurable)
 	return nil
 }
 
@@ -139,10 +169,14 @@ func (s *Store) scan(p place) (map[uint64]*found, error) {
 func (s *Store) scanShard(p place, i int) (map[uint64]*found, error) {
 	dir := s.dirs[p] + "/" + shardName(i)
 	d, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
+	s.shards[p][i].Store(shardDurable) // makeDir saw to that
 	names, err := d.Readdirnames(-1)
 	if err != nil {
 		return nil, err
@@ -226,9 +260,11 @@ func (s *Store) loadStaging(id uint64, f *found) {
 		return
 	}
 	n := &node{id: id, kind: Staging, place: inStaging, size: f.size, mtime: f.mtime}
-	n.charged[acctStaging] = f.alloc
 	if f.sidecar {
-		set, err := s.loadPunched(id, f.size)
+		set, alloc, err := s.loadPunched(id, f.size)
+		if alloc >= 0 {
+			f.alloc = alloc
+		}
 		if err != nil {
 			s.log.Error("record of dropped parts is unreadable: every hole in the staging file counts as dropped",
 				"path", side, "err", err)
@@ -237,35 +273,47 @@ func (s *Store) loadStaging(id uint64, f *found) {
 			n.punched.Store(&set)
 		}
 	}
+	n.charged[acctStaging] = f.alloc
 	s.nodes[id] = n
 	s.used[acctStaging] += f.alloc
 }
 
 // loadPunched reads which parts of a staging file were dropped and drops them
-// again, since the crash may have come between record and deed.
-func (s *Store) loadPunched(id uint64, size int64) (ranges, error) {
+// again, since the crash may have come between record and deed. alloc is what the file
+// occupies then, or -1.
+func (s *Store) loadPunched(id uint64, size int64) (set ranges, alloc int64, err error) {
 	path := s.path(inStaging, id, "")
-	var set ranges
 	b, err := os.ReadFile(s.path(inStaging, id, punchedSuffix))
 	if err == nil {
 		_, set, err = decodeSidecar(b, id)
 	}
 	fd, e := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if e != nil {
-		return set, e
+		return set, -1, e
 	}
 	defer unix.Close(fd)
 	if err != nil {
-		return holes(fd, size), err
+		return holes(fd, size), -1, err
 	}
-	// A record is written after the size it belongs to is durable: what lies beyond the end now was cut off since.
-	set = set.clip(size)
+	// What lies beyond the end was cut off, or never became durable. The record has to go before anything is written there.
+	if cut := set.clip(size); len(cut) != len(set) || (len(cut) > 0 && cut[len(cut)-1] != set[len(set)-1]) {
+		o := &open{s: s, n: &node{id: id}}
+		if err := o.recordPunched(size, cut); err != nil {
+			s.log.Error("cannot shorten the record of dropped parts", "path", path, "err", err)
+		} else {
+			set = cut
+		}
+	}
 	for _, r := range set {
 		if e := fallocate(fd, punchMode, r.Off, r.Len); e != nil {
 			s.log.Warn("cannot drop an uploaded part", "path", path, "err", e)
 		}
 	}
-	return set, nil
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return set, -1, err
+	}
+	return set, st.Blocks * 512, nil
 }
 
 // holes returns the unallocated ranges of a file.

@@ -19,7 +19,9 @@ func (s *Store) Promote(id uint64) error {
 		return err
 	}
 	defer s.release(o)
-	o.meta.Lock()
+	if err := o.lockMeta(); err != nil {
+		return err
+	}
 	defer o.meta.Unlock()
 	n := o.n
 	if n.kind == Content {
@@ -29,7 +31,7 @@ func (s *Store) Promote(id uint64) error {
 		return err
 	}
 	to := inState
-	if s.dirs[inCache] != "" && s.cache == s.state {
+	if s.movable {
 		to = inCache
 	}
 	for {
@@ -39,10 +41,6 @@ func (s *Store) Promote(id uint64) error {
 			return err
 		}
 		done, err := o.promote(to, gen)
-		if errors.Is(err, unix.EXDEV) && to == inCache {
-			to = inState // the same device, and yet not: a bind mount
-			continue
-		}
 		if err != nil {
 			return err
 		}
@@ -53,7 +51,7 @@ func (s *Store) Promote(id uint64) error {
 	if n.punched.Load() != nil {
 		// The record goes only after the file's staging name is gone for good.
 		side := s.path(inStaging, id, punchedSuffix)
-		if err := s.syncDir(side); err != nil {
+		if err := s.syncNames(inStaging, id); err != nil {
 			return err
 		}
 		if err := s.step("promote.unpunched"); err != nil {
@@ -62,7 +60,7 @@ func (s *Store) Promote(id uint64) error {
 		if err := os.Remove(side); err != nil {
 			s.log.Warn("cannot remove the record of a promoted file", "path", side, "err", err)
 		}
-		n.punched.Store(nil)
+		o.setPunched(nil)
 	}
 	return nil
 }
@@ -74,6 +72,9 @@ func (o *open) promote(to place, gen uint64) (bool, error) {
 	if err := unix.Fstat(o.fdNow(), &st); err != nil {
 		return false, err
 	}
+	if err := s.needShard(to, n.id); err != nil {
+		return false, err
+	}
 	set := ranges{}
 	partial := false
 	if p := n.punched.Load(); p != nil {
@@ -83,7 +84,7 @@ func (o *open) promote(to place, gen uint64) (bool, error) {
 		if err := s.writeSidecar(side, n.id, st.Size, set); err != nil {
 			return false, err
 		}
-		if err := s.syncDir(side); err != nil {
+		if err := s.syncNames(to, n.id); err != nil {
 			return false, err
 		}
 	}
@@ -108,6 +109,7 @@ func (o *open) promote(to place, gen uint64) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n.kind, n.place, n.partial = Content, to, partial
+	n.named.Store(false)
 	n.size = st.Size
 	moved := n.charged[acctStaging]
 	n.charged[acctStaging] = 0
@@ -130,7 +132,9 @@ func (s *Store) Demote(id uint64) error {
 		return err
 	}
 	defer s.release(o)
-	o.meta.Lock()
+	if err := o.lockMeta(); err != nil {
+		return err
+	}
 	defer o.meta.Unlock()
 	n := o.n
 	if n.kind == Staging {
@@ -138,6 +142,9 @@ func (s *Store) Demote(id uint64) error {
 	}
 	if n.partial {
 		return fmt.Errorf("local file %x: %w", id, ErrNotVerified)
+	}
+	if err := s.needShard(inStaging, id); err != nil {
+		return err
 	}
 	if err := s.step("demote.rename"); err != nil {
 		return err
@@ -149,7 +156,6 @@ func (s *Store) Demote(id uint64) error {
 	if err != nil {
 		return err
 	}
-	o.dirSync.Store(true)
 	return nil
 }
 
@@ -158,7 +164,7 @@ func (s *Store) Demote(id uint64) error {
 func (f *File) Moves() bool {
 	f.o.s.mu.Lock()
 	defer f.o.s.mu.Unlock()
-	return f.o.s.volumeOf(f.o.n.place) != f.o.s.state
+	return f.o.n.place == inCache && !f.o.s.movable
 }
 
 // copyToStaging is Demote across file systems. meta is held; nobody writes to a complete content file.
@@ -186,6 +192,13 @@ func (o *open) copyToStaging() error {
 	if err := unix.Ftruncate(fd, st.Size); err != nil {
 		return fail(err)
 	}
+	s.mu.Lock()
+	if !s.state.has(st.Blocks * 512) {
+		err := fmt.Errorf("%w: %s has %d bytes free, copying a file of %d", ErrNoSpace, s.state.dir, s.state.free, st.Size)
+		s.mu.Unlock()
+		return fail(err)
+	}
+	s.mu.Unlock()
 	buf := make([]byte, mib)
 	for off := int64(0); off < st.Size; {
 		// Holes of a complete file are zeros of the archive, and stay holes.
@@ -225,13 +238,14 @@ func (o *open) copyToStaging() error {
 		return fail(err)
 	}
 	// Both copies exist now, and staging wins at Open; but only if its name is there.
-	if err := s.syncDir(to); err != nil {
+	if err := s.syncNames(inStaging, n.id); err != nil {
 		return err
 	}
 	o.old = append(o.old, o.fdNow())
 	o.fd.Store(int64(fd))
 	s.mu.Lock()
 	n.kind, n.place, n.partial = Staging, inStaging, false
+	n.named.Store(true)
 	s.lru.remove(n)
 	s.state.stale, s.cache.stale = true, true
 	s.mu.Unlock()

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -76,8 +75,17 @@ func decodeSidecar(b []byte, id uint64) (size int64, set ranges, err error) {
 }
 
 // writeSidecar replaces the record at path. The record itself is on stable
-// storage before it gets its name; the name is only after syncDir.
+// storage before it gets its name; the name is only after syncNames.
+// When the disk is full the reserve is given up for it.
 func (s *Store) writeSidecar(path string, id uint64, size int64, set ranges) error {
+	err := s.tryWriteSidecar(path, id, size, set)
+	if errors.Is(err, ErrNoSpace) && s.reserve.spend() {
+		err = s.tryWriteSidecar(path, id, size, set)
+	}
+	return err
+}
+
+func (s *Store) tryWriteSidecar(path string, id uint64, size int64, set ranges) error {
 	tmp := path + tmpSuffix
 	if err := s.step("sidecar.write"); err != nil {
 		return err
@@ -107,19 +115,6 @@ func (s *Store) writeSidecar(path string, id uint64, size int64, set ranges) err
 		return noSpace(err)
 	}
 	return nil
-}
-
-// syncDir makes the names in the directory of path survive power loss.
-func (s *Store) syncDir(path string) error {
-	if err := s.step("dir.sync"); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // noSpace turns the kernel's ways of saying "full" into ErrNoSpace, keeping the original.

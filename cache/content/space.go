@@ -46,10 +46,12 @@ type space struct {
 	roomWaiters  int // on room
 	tick         *time.Timer
 
-	pressure     []func()
-	pressureAt   time.Time
-	pressureBusy bool
-	above80      bool
+	pressure       []func()
+	pressureAt     time.Time
+	pressureBusy   bool
+	pressureWanted bool
+	pressureTimer  *time.Timer
+	above80        bool
 }
 
 // volume is a file system with the free space last seen on it.
@@ -71,8 +73,12 @@ func (v *volume) refresh(now time.Time) {
 	if err := ignoringEINTR(func() error { return unix.Statfs(v.dir, &st) }); err != nil {
 		return // keep the estimate
 	}
-	v.total = int64(st.Blocks) * st.Bsize
-	v.free = int64(st.Bavail) * st.Bsize
+	unit := st.Frsize
+	if unit == 0 {
+		unit = st.Bsize
+	}
+	v.total = int64(st.Blocks) * unit
+	v.free = int64(st.Bavail) * unit
 	v.since = inflight
 	v.at = now
 	v.stale = false
@@ -347,7 +353,7 @@ func (s *Store) roomLocked() {
 	}
 	for s.reservations.len() > 0 {
 		w := s.reservations.first()
-		if !s.contentFitsLocked(w.n) {
+		if !s.contentFitsLocked(w.n, s.cache) {
 			break
 		}
 		s.resvTotal += w.n
@@ -386,6 +392,10 @@ func (s *Store) closeSpaceLocked() {
 		s.tick.Stop()
 		s.tick = nil
 	}
+	if s.pressureTimer != nil {
+		s.pressureTimer.Stop()
+		s.pressureTimer = nil
+	}
 	for _, q := range []*fifo{&s.waiters, &s.reservations} {
 		for q.len() > 0 {
 			w := q.first()
@@ -406,12 +416,23 @@ func (s *Store) OnPressure(fn func()) {
 	s.pressure = append(s.pressure, fn)
 }
 
+// pressLocked has the functions called now, or as soon as the rate allows.
 func (s *Store) pressLocked() {
-	now := time.Now()
-	if s.closed || s.pressureBusy || len(s.pressure) == 0 || now.Sub(s.pressureAt) < pressureEvery {
+	s.pressureWanted = true
+	if s.closed || s.pressureBusy || s.pressureTimer != nil || len(s.pressure) == 0 {
 		return
 	}
-	s.pressureBusy = true
+	now := time.Now()
+	if d := pressureEvery - now.Sub(s.pressureAt); d > 0 {
+		s.pressureTimer = time.AfterFunc(d, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.pressureTimer = nil
+			s.pressLocked()
+		})
+		return
+	}
+	s.pressureBusy, s.pressureWanted = true, false
 	s.pressureAt = now
 	fns := s.pressure[:len(s.pressure):len(s.pressure)]
 	s.wg.Go(func() {
@@ -419,16 +440,26 @@ func (s *Store) pressLocked() {
 			fn()
 		}
 		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.pressureBusy = false
-		s.mu.Unlock()
+		if s.pressureWanted {
+			s.pressLocked()
+		}
 	})
 }
 
 // ---- content ----
 
-func (s *Store) contentFitsLocked(n int64) bool {
+// contentFitsLocked says whether n more bytes may be promised to content on vol.
+func (s *Store) contentFitsLocked(n int64, vol *volume) bool {
 	reserved := s.resvTotal - s.resvWritten
-	return s.used[acctCache]+reserved+n <= s.cacheLimit && s.cache.has(reserved+n)
+	if s.used[acctCache]+reserved+n > s.cacheLimit {
+		return false
+	}
+	if vol == s.cache {
+		n += reserved
+	}
+	return vol.has(n)
 }
 
 // ReserveContent makes room for n bytes of content before they are written, evicting least recently used files.
@@ -450,7 +481,7 @@ func (s *Store) ReserveContent(ctx context.Context, n int64) (release func(), er
 		s.mu.Unlock()
 		return nil, os.ErrClosed
 	}
-	if s.reservations.len() == 0 && s.contentFitsLocked(n) {
+	if s.reservations.len() == 0 && s.contentFitsLocked(n, s.cache) {
 		s.resvTotal += n
 		s.mu.Unlock()
 		return s.releaser(n), nil
@@ -493,19 +524,17 @@ func (s *Store) releaser(n int64) func() {
 func (s *Store) takeContent(nd *node, n int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	vol := s.volumeOf(nd.place)
 	k := min(n, s.resvTotal-s.resvWritten)
 	s.resvWritten += k
-	if rest := n - k; rest > 0 {
-		// resvWritten moved k already, used did not yet.
-		if !s.contentFitsLocked(rest + k) {
-			s.resvWritten -= k
-			return false
-		}
+	if k < n && !s.contentFitsLocked(n, vol) {
+		s.resvWritten -= k
+		return false
 	}
 	s.used[acctCache] += n
 	nd.charged[acctCache] += n
-	s.cache.since += n
-	s.cache.inflight.Add(n)
+	vol.since += n
+	vol.inflight.Add(n)
 	return true
 }
 

@@ -57,7 +57,10 @@ func (f *File) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 			return done, err
 		}
 		o.gen.Add(1)
-		n, err := pwrite(o.fdNow(), p[done:], off+int64(done))
+		n := 0
+		if err = o.s.step("write"); err == nil {
+			n, err = pwrite(o.fdNow(), p[done:], off+int64(done))
+		}
 		if need > 0 {
 			o.s.state.inflight.Add(-need)
 		}
@@ -75,11 +78,9 @@ func (f *File) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 // refused deals with an error of the kernel: the charge is settled, and when
 // the file system is full, room is waited for (nil: try again).
 func (o *open) refused(ctx context.Context, err error, wait *patience) error {
-	o.io.Lock()
-	if e := o.recountLocked(); e != nil {
+	if e := o.settle(); e != nil {
 		o.recount.Store(true)
 	}
-	o.io.Unlock()
 	if !isFull(err) {
 		return err
 	}
@@ -108,6 +109,18 @@ func (o *open) charge(ctx context.Context, off, n int64, wait *patience) (int64,
 			return 0, err
 		}
 		o.mu.Lock()
+		if len(o.charges.chunks) > maxChunks && !recounted {
+			o.mu.Unlock()
+			o.io.RUnlock()
+			recounted = true
+			if err := o.settle(); err != nil {
+				if grant > 0 {
+					s.giveStaging(grant)
+				}
+				return 0, err
+			}
+			continue
+		}
 		need := o.charges.missing(o.fdNow(), off, n)
 		ok := need == 0
 		switch {
@@ -140,10 +153,7 @@ func (o *open) charge(ctx context.Context, off, n int64, wait *patience) (int64,
 		if !recounted {
 			recounted = true
 			if o.recount.Load() {
-				o.io.Lock()
-				err := o.recountLocked()
-				o.io.Unlock()
-				if err != nil {
+				if err := o.settle(); err != nil {
 					return 0, err
 				}
 				continue
@@ -195,7 +205,7 @@ func (f *File) Truncate(size int64) error {
 	if err := o.sync("truncate.sync", unix.Fsync); err != nil {
 		return err
 	}
-	if err := o.s.recordPunched(o.n, size, set); err != nil {
+	if err := o.recordPunched(size, set); err != nil {
 		return err
 	}
 	o.setPunched(set)
@@ -212,6 +222,9 @@ func (o *open) truncate(size int64) error {
 	if err := ignoringEINTR(func() error { return unix.Ftruncate(o.fdNow(), size) }); err != nil {
 		return fmt.Errorf("local file %x: truncate: %w", o.n.id, noSpace(err))
 	}
+	if size == 0 {
+		o.n.failed.Store(nil) // the bytes that could not be written are gone
+	}
 	return o.recountLocked()
 }
 
@@ -225,8 +238,12 @@ func (o *open) setPunched(set ranges) {
 	o.n.punched.Store(&set)
 }
 
-// recordPunched makes set the durable record of what a staging file lacks.
-func (s *Store) recordPunched(n *node, size int64, set ranges) error {
+// recordPunched makes set the durable record of what a staging file lacks. meta is held.
+func (o *open) recordPunched(size int64, set ranges) error {
+	if o.isGone() {
+		return nil // a removed file needs no record, and must not leave one
+	}
+	s, n := o.s, o.n
 	path := s.path(inStaging, n.id, punchedSuffix)
 	if len(set) > 0 {
 		if err := s.writeSidecar(path, n.id, size, set); err != nil {
@@ -240,7 +257,7 @@ func (s *Store) recordPunched(n *node, size int64, set ranges) error {
 			return err
 		}
 	}
-	return s.syncDir(path)
+	return s.syncNames(inStaging, n.id)
 }
 
 // Allocate is fallocate(2) on a staging file with mode bits as given: 0, KEEP_SIZE, PUNCH_HOLE|KEEP_SIZE, ZERO_RANGE, ZERO_RANGE|KEEP_SIZE.
@@ -264,6 +281,13 @@ func (f *File) Allocate(ctx context.Context, mode uint32, off, n int64) error {
 	o := f.o
 	if mode == punchMode {
 		return o.punch(off, n)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(o.fdNow(), &st); err != nil {
+		return err
+	}
+	if n-st.Blocks*512 > o.s.stagingLimit { // before every block of an absurd range is looked at
+		return fmt.Errorf("fallocate: %w: %d bytes are more than staging may ever hold (%d)", ErrNoSpace, n, o.s.stagingLimit)
 	}
 	wait := patience{s: o.s}
 	for {
@@ -340,14 +364,9 @@ func (f *File) DropUploaded(off, n int64) error {
 	o.gen.Add(1)
 	o.io.Unlock()
 
-	o.s.mu.Lock()
-	gone := o.n.gone
-	o.s.mu.Unlock()
-	if !gone { // a removed file needs no record, and must not leave one
-		if err := o.s.recordPunched(o.n, st.Size, set); err != nil {
-			o.setPunched(old)
-			return err
-		}
+	if err := o.recordPunched(st.Size, set); err != nil {
+		o.setPunched(old)
+		return err
 	}
 	err := o.s.step("punch")
 	if err == nil {
@@ -355,15 +374,12 @@ func (f *File) DropUploaded(off, n int64) error {
 	}
 	if err != nil {
 		err = fmt.Errorf("local file %x: punch: %w", o.n.id, err)
-		if !gone {
-			if e := o.s.recordPunched(o.n, st.Size, old); e != nil {
-				return fmt.Errorf("%w; and the record of it stays: %w", err, e)
-			}
+		if e := o.recordPunched(st.Size, old); e != nil {
+			return fmt.Errorf("%w; and the record of it stays: %w", err, e)
 		}
 		o.setPunched(old)
 		return err
 	}
-	o.io.Lock()
-	defer o.io.Unlock()
-	return o.recountLocked()
+	o.s.reserve.fill()
+	return o.settle()
 }

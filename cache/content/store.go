@@ -30,6 +30,10 @@ type Store struct {
 
 	wg sync.WaitGroup // evictor, pressure callbacks
 
+	shards  [places][shards]atomic.Uint32
+	movable bool // inCache can be reached from staging by rename
+	reserve reserve
+
 	mu     sync.Mutex
 	closed bool
 	nodes  map[uint64]*node
@@ -57,6 +61,12 @@ type node struct {
 	open    *open     // nil: no File and no operation
 	lruLinks
 
+	// named says that the name the file has survives power loss.
+	named atomic.Bool
+	// failed is the first error of fsync. It stays as long as the number: the kernel
+	// reports it once, forgets, and from then on calls pages clean that were never written.
+	failed atomic.Pointer[error]
+
 	// The sets are replaced, never changed, under the file's io lock, and read without lock.
 	verified atomic.Pointer[ranges] // partial content only
 	punched  atomic.Pointer[ranges] // staging: dropped parts; nil: none
@@ -64,7 +74,7 @@ type node struct {
 
 func (n *node) total() int64 { return n.charged[acctStaging] + n.charged[acctCache] }
 
-// open is the state shared by all Files of one number. Lock order: meta, io, path, mu, Store.mu.
+// open is the state shared by all Files of one number. Lock order: dropping, meta, io, path, mu, Store.mu.
 type open struct {
 	s    *Store
 	n    *node
@@ -74,7 +84,7 @@ type open struct {
 	meta sync.Mutex
 	// dropping keeps WriteVerified out while a range is being dropped.
 	dropping sync.RWMutex
-	// io is held for reading by whoever reads or writes bytes, for writing (never
+	// io is held, for reading by whoever reads or writes bytes, for writing (never
 	// over fsync or a wait) by whoever takes bytes away or changes the kind.
 	io sync.RWMutex
 	// path is held while the file has no settled name: opening, renaming, removing.
@@ -83,9 +93,7 @@ type open struct {
 	old  []int        // descriptors of the file's earlier place, kept for who has them from Fd
 
 	gen     atomic.Uint64 // counts changes, before they are made
-	dirSync atomic.Bool   // the name still needs syncDir
-	failed  atomic.Pointer[error]
-	recount atomic.Bool // charges may differ from allocation
+	recount atomic.Bool   // charges may differ from allocation
 
 	mu      sync.Mutex
 	charges blockMap
@@ -120,7 +128,7 @@ func Open(o Options) (*Store, error) {
 		if d == "" {
 			continue
 		}
-		if err := makeDirs(d); err != nil {
+		if err := makeDir(d); err != nil {
 			return nil, fmt.Errorf("local store: %w", noSpace(err))
 		}
 	}
@@ -130,10 +138,21 @@ func Open(o Options) (*Store, error) {
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("local store: %w", err)
 	}
+	s.movable = s.cache == s.state && s.dirs[inCache] != "" && s.canRename()
+	s.reserve.path = filepath.Join(s.dirs[inStaging], "reserve")
+	s.reserve.fill()
 	s.mu.Lock()
 	s.kickLocked()
 	s.mu.Unlock()
 	return s, nil
+}
+
+// canRename finds out whether staging files can be renamed into CacheDir. The device number does not say: a bind mount has the same.
+func (s *Store) canRename() bool {
+	from, to := filepath.Join(s.dirs[inStaging], "probe"), filepath.Join(s.dirs[inCache], "probe")
+	defer os.Remove(from)
+	defer os.Remove(to)
+	return os.WriteFile(from, nil, 0o600) == nil && os.Rename(from, to) == nil
 }
 
 func sameDir(a, b string) bool {
@@ -248,8 +267,6 @@ func (s *Store) holdLocked(n *node) *open {
 	if n.open == nil {
 		n.open = &open{s: s, n: n}
 		n.open.fd.Store(-1)
-		// Whether an earlier process, or File, made the name durable is not known.
-		n.open.dirSync.Store(true)
 	}
 	n.open.refs++
 	return n.open
@@ -285,17 +302,44 @@ func (s *Store) release(o *open) {
 	}
 	s.mu.Lock()
 	if n.gone {
+		s.doomed--
 		s.unchargeLocked(n, n.total())
 	}
-	if n.kind == Content {
-		s.progress++ // a file that was open may be evictable now
+	if n.kind == Content && !n.gone { // a file that was open may be evictable now
+		n.notBefore, n.refused = time.Time{}, 0
+		s.progress++
 	}
 	s.roomLocked()
 	s.mu.Unlock()
 }
 
+// goneLocked marks a file that its holders still have open.
+func (s *Store) goneLocked(n *node) {
+	n.gone = true
+	s.doomed++
+}
+
+// lockMeta locks meta for an operation on a number that must still exist.
+func (o *open) lockMeta() error {
+	o.meta.Lock()
+	if o.isGone() {
+		o.meta.Unlock()
+		return ErrNotExist
+	}
+	return nil
+}
+
+func (o *open) isGone() bool {
+	o.s.mu.Lock()
+	defer o.s.mu.Unlock()
+	return o.n.gone
+}
+
 // ensureOpen opens the data file once for all Files of the number.
 func (o *open) ensureOpen() error {
+	if o.fd.Load() >= 0 {
+		return nil
+	}
 	o.path.Lock()
 	defer o.path.Unlock()
 	if o.fd.Load() >= 0 {
@@ -349,12 +393,6 @@ func (s *Store) CreateContent(id uint64, size int64) (*File, error) {
 	}
 	n := &node{id: id, kind: Content, place: s.contentPlace(), partial: size > 0}
 	n.verified.Store(&ranges{})
-	if size > 0 {
-		// A record left under this number must not vouch for the new file.
-		if err := os.Remove(s.path(n.place, id, mapSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-	}
 	return s.create(n, size)
 }
 
@@ -384,8 +422,17 @@ func (s *Store) create(n *node, size int64) (*File, error) {
 	path := s.dataPath(n)
 	s.mu.Unlock()
 
-	err := s.step("create")
+	err := s.needShard(n.place, n.id)
 	fd := -1
+	if err == nil {
+		err = s.step("create")
+	}
+	if err == nil && n.partial {
+		// A record left under this number must not vouch for the new file.
+		if err = os.Remove(s.path(n.place, n.id, mapSuffix)); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
 	if err == nil {
 		fd, err = openFile(path, unix.O_CREAT|unix.O_EXCL)
 	}
@@ -398,7 +445,7 @@ func (s *Store) create(n *node, size int64) (*File, error) {
 	}
 	s.mu.Lock()
 	if err != nil {
-		n.gone = true
+		s.goneLocked(n)
 		delete(s.nodes, n.id)
 	} else {
 		o.fd.Store(int64(fd))
@@ -437,16 +484,14 @@ func (s *Store) Remove(id uint64) error {
 	}
 	defer s.release(o)
 	n := o.n
-	o.meta.Lock()
+	if err := o.lockMeta(); err != nil {
+		return err
+	}
 	defer o.meta.Unlock()
 	o.path.Lock()
 	defer o.path.Unlock()
 	s.mu.Lock()
-	if n.gone {
-		s.mu.Unlock()
-		return ErrNotExist
-	}
-	n.gone = true
+	s.goneLocked(n)
 	data, place, kind := s.dataPath(n), n.place, n.kind
 	s.mu.Unlock()
 
@@ -469,6 +514,7 @@ func (s *Store) Remove(id uint64) error {
 	s.mu.Lock()
 	if err != nil {
 		n.gone = false
+		s.doomed--
 		s.mu.Unlock()
 		return err
 	}
@@ -492,7 +538,9 @@ func (s *Store) Quarantine(id uint64) (string, error) {
 	}
 	defer s.release(o)
 	n := o.n
-	o.meta.Lock()
+	if err := o.lockMeta(); err != nil {
+		return "", err
+	}
 	defer o.meta.Unlock()
 	o.path.Lock()
 	defer o.path.Unlock()
@@ -503,34 +551,61 @@ func (s *Store) Quarantine(id uint64) (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", noSpace(err)
 	}
+	from, side := s.path(inStaging, id, ""), s.path(inStaging, id, punchedSuffix)
 	var to string
 	for i := 0; ; i++ {
 		to = filepath.Join(dir, fmt.Sprintf("staging-%016x", id))
 		if i > 0 {
 			to += fmt.Sprintf(".%d", i)
 		}
+		// A number may come up again after the catalog was restored from an older copy: nothing is replaced.
+		// The record goes along, and first: without it holes would pass for zeros.
+		if n.punched.Load() != nil {
+			if err := s.step("quarantine.record"); err != nil {
+				return "", err
+			}
+			err := os.Link(side, to+punchedSuffix)
+			if errors.Is(err, fs.ErrExist) && i < math.MaxInt16 {
+				continue
+			}
+			if err != nil {
+				return "", noSpace(err)
+			}
+		}
 		if err := s.step("quarantine.rename"); err != nil {
 			return "", err
 		}
-		// NOREPLACE: a number may come up again after the catalog was restored from an older copy.
-		err := unix.Renameat2(unix.AT_FDCWD, s.dataPath(n), unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+		err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
 		if err == nil {
 			break
 		}
-		if err != unix.EEXIST || i > math.MaxInt16 {
-			return "", noSpace(&os.LinkError{Op: "rename", Old: s.dataPath(n), New: to, Err: err})
+		if n.punched.Load() != nil {
+			os.Remove(to + punchedSuffix)
+		}
+		if err != unix.EEXIST || i >= math.MaxInt16 {
+			return "", noSpace(&os.LinkError{Op: "rename", Old: from, New: to, Err: err})
 		}
 	}
+	err = s.step("quarantine.sync")
+	if err == nil {
+		err = syncPath(dir)
+	}
+	if err == nil {
+		err = syncPath(s.stateDir)
+	}
+	if err != nil {
+		s.log.Warn("cannot sync lost+found", "err", err)
+	}
 	if n.punched.Load() != nil {
-		if err := os.Rename(s.path(inStaging, id, punchedSuffix), to+punchedSuffix); err != nil {
-			s.log.Warn("cannot move the record of a quarantined file", "path", to, "err", err)
+		if err := s.step("quarantine.unlink"); err == nil {
+			os.Remove(side)
 		}
 	}
 	s.mu.Lock()
-	n.gone = true
+	s.goneLocked(n)
 	delete(s.nodes, id)
 	s.mu.Unlock()
-	return to, s.syncDir(to)
+	return to, nil
 }
 
 func ignoringEINTR(fn func() error) error {

@@ -33,24 +33,20 @@ func (f *File) WriteVerified(p []byte, off int64) error {
 	o.dropping.RLock()
 	b, err := o.writeVerified(p, off)
 	o.dropping.RUnlock()
-	if b == nil || err != nil {
+	if err != nil {
+		if o.settle() != nil {
+			o.recount.Store(true)
+		}
 		return err
+	}
+	if b == nil {
+		return nil
 	}
 	return o.commit(b)
 }
 
 func (o *open) writeVerified(p []byte, off int64) (*verifyBatch, error) {
 	n, size := o.n, int64(len(p))
-	full := false
-	defer func() {
-		if full {
-			o.io.Lock()
-			defer o.io.Unlock()
-			if o.recountLocked() != nil {
-				o.recount.Store(true)
-			}
-		}
-	}()
 	o.io.RLock()
 	defer o.io.RUnlock()
 	if n.kind != Content {
@@ -78,7 +74,6 @@ func (o *open) writeVerified(p []byte, off int64) (*verifyBatch, error) {
 		o.s.volumeOf(n.place).inflight.Add(-need)
 	}
 	if err != nil {
-		full = true
 		return nil, fmt.Errorf("local file %x: write: %w", n.id, noSpace(err))
 	}
 	o.mu.Lock()
@@ -117,10 +112,7 @@ func (o *open) record(add ranges) error {
 	for _, r := range add {
 		set = set.add(r)
 	}
-	s.mu.Lock()
-	gone := n.gone
-	s.mu.Unlock()
-	if gone || !n.partial {
+	if o.isGone() || !n.partial {
 		n.verified.Store(&set)
 		return nil
 	}
@@ -164,6 +156,7 @@ func (o *open) renameData(kind Kind, p place, partial bool) error {
 	}
 	s.mu.Lock()
 	n.kind, n.place, n.partial = kind, p, partial
+	n.named.Store(false)
 	if kind == Staging {
 		s.lru.remove(n)
 	}
@@ -174,6 +167,10 @@ func (o *open) renameData(kind Kind, p place, partial bool) error {
 // Verified reports whether all of [off, off+n) is verified local content (always true for staging, except punched parts).
 // What lies beyond the end of the file needs no verification.
 func (f *File) Verified(off, n int64) bool {
+	if f.enter() != nil {
+		return false
+	}
+	defer f.leave()
 	f.o.io.RLock()
 	defer f.o.io.RUnlock()
 	return f.o.verifiedLocked(off, n)
@@ -216,6 +213,10 @@ func (f *File) ReadVerified(p []byte, off int64) (int, error) {
 
 // VerifiedRanges returns the merged verified ranges, in order.
 func (f *File) VerifiedRanges() []Range {
+	if f.enter() != nil {
+		return nil
+	}
+	defer f.leave()
 	o := f.o
 	o.io.RLock()
 	defer o.io.RUnlock()
@@ -266,10 +267,7 @@ func (f *File) Drop(off, n int64) error {
 		o.batch.set = o.batch.set.sub(r)
 	}
 	o.mu.Unlock()
-	s.mu.Lock()
-	gone := nd.gone
-	s.mu.Unlock()
-	if err := o.unverify(r, gone); err != nil {
+	if err := o.unverify(r); err != nil {
 		return err
 	}
 	if err := s.step("drop.punch"); err != nil {
@@ -281,20 +279,19 @@ func (f *File) Drop(off, n int64) error {
 	if err := fallocate(o.fdNow(), punchMode, r.Off, r.Len); err != nil {
 		return fmt.Errorf("local file %x: punch: %w", nd.id, err)
 	}
-	o.io.Lock()
-	defer o.io.Unlock()
-	return o.recountLocked()
+	s.reserve.fill()
+	return o.settle()
 }
 
 // unverify forgets a range, in memory and durably. Whoever reads it by ReadVerified is done when it returns.
-func (o *open) unverify(r Range, gone bool) error {
+func (o *open) unverify(r Range) error {
 	s, n := o.s, o.n
 	set := ranges{{0, n.size}}
 	if n.partial {
 		set = *n.verified.Load()
 	}
 	set = set.sub(r)
-	if gone {
+	if o.isGone() {
 		o.io.Lock()
 		defer o.io.Unlock()
 		s.mu.Lock()
@@ -326,5 +323,5 @@ func (o *open) unverify(r Range, gone bool) error {
 			return err
 		}
 	}
-	return s.syncDir(side)
+	return s.syncNames(n.place, n.id)
 }

@@ -1,0 +1,534 @@
+package content
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A crashCase is one operation that is stopped before each of its durable steps.
+type crashCase struct {
+	name  string
+	setup func(t *testing.T, s *Store)
+	op    func(s *Store) error // must be repeatable after any crash
+	// check looks at a store opened after a crash somewhere in op (done: after it).
+	check func(t *testing.T, s *Store, done bool)
+	steps int // how many steps op has at least, lest the test goes blind
+}
+
+var crashData = random(3*mib+12345, 42)
+
+// keepsPromise checks that file 1 holds data wherever the store says it does, and
+// returns what it found. Staging must be complete but for what was dropped.
+func keepsPromise(t *testing.T, s *Store, data []byte, mayMiss bool) Entry {
+	t.Helper()
+	e, err := s.Stat(1)
+	if err != nil {
+		if !mayMiss {
+			t.Fatal(err)
+		}
+		return e
+	}
+	f, err := s.Open(1)
+	must(t, err)
+	defer f.Close()
+	if e.Size != int64(len(data)) {
+		t.Fatalf("%v of %d bytes, want %d", e.Kind, e.Size, len(data))
+	}
+	for _, r := range f.VerifiedRanges() {
+		p := make([]byte, r.Len)
+		if _, err := f.ReadVerified(p, r.Off); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(p, data[r.Off:r.End()]) {
+			t.Fatalf("%v: wrong bytes in %v", e.Kind, r)
+		}
+	}
+	sameFootprint(t, s.stateDir, allocatedOf(t, s), e.Allocated)
+	return e
+}
+
+func allocatedOf(t *testing.T, s *Store) (sum int64) {
+	sum = allocated(t, s.dirs[inStaging]) + allocated(t, s.dirs[inState])
+	if s.dirs[inCache] != "" {
+		sum += allocated(t, s.dirs[inCache])
+	}
+	return sum
+}
+
+func withFile(s *Store, id uint64, fn func(f *File) error) error {
+	f, err := s.Open(id)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return fn(f)
+}
+
+func setupStaged(sync bool) func(*testing.T, *Store) {
+	return func(t *testing.T, s *Store) {
+		f := staged(t, s, 1, crashData)
+		if sync {
+			must(t, f.Sync())
+		}
+		must(t, f.Close())
+	}
+}
+
+func setupPunched(t *testing.T, s *Store) {
+	setupStaged(true)(t, s)
+	must(t, withFile(s, 1, func(f *File) error { return f.DropUploaded(0, mib) }))
+}
+
+func setupContent(t *testing.T, s *Store) {
+	f, err := s.CreateContent(1, int64(len(crashData)))
+	must(t, err)
+	must(t, f.WriteVerified(crashData, 0))
+	must(t, f.Close())
+	// A recall that is long done.
+	must(t, s.syncNames(s.contentPlace(), 1))
+}
+
+func setupPart(t *testing.T, s *Store) {
+	f, err := s.CreateContent(1, int64(len(crashData)))
+	must(t, err)
+	must(t, f.WriteVerified(crashData[mib:2*mib], mib))
+	must(t, f.Close())
+	must(t, s.syncNames(s.contentPlace(), 1))
+}
+
+var crashCases = []crashCase{
+	{
+		name: "promote", setup: setupStaged(true), steps: 2,
+		op: func(s *Store) error { return s.Promote(1) },
+		check: func(t *testing.T, s *Store, done bool) {
+			if e := keepsPromise(t, s, crashData, false); !e.Complete {
+				t.Errorf("%+v", e)
+			}
+		},
+	},
+	{
+		name: "promote punched", setup: setupPunched, steps: 6,
+		op: func(s *Store) error { return s.Promote(1) },
+		check: func(t *testing.T, s *Store, done bool) {
+			if e := keepsPromise(t, s, crashData, false); e.Complete {
+				t.Errorf("%+v", e)
+			}
+			must(t, withFile(s, 1, func(f *File) error {
+				if f.Verified(0, mib) || !f.Verified(mib, 2*mib) {
+					return fmt.Errorf("verified: %v", f.VerifiedRanges())
+				}
+				return nil
+			}))
+		},
+	},
+	{
+		name: "demote", setup: setupContent, steps: 1,
+		op: func(s *Store) error { return s.Demote(1) },
+		check: func(t *testing.T, s *Store, done bool) {
+			if e := keepsPromise(t, s, crashData, false); !e.Complete {
+				t.Errorf("%+v", e)
+			}
+		},
+	},
+	{
+		name: "drop uploaded", setup: setupStaged(true), steps: 5,
+		op: func(s *Store) error {
+			return withFile(s, 1, func(f *File) error { return f.DropUploaded(mib, mib) })
+		},
+		check: func(t *testing.T, s *Store, done bool) {
+			keepsPromise(t, s, crashData, false)
+			must(t, withFile(s, 1, func(f *File) error {
+				if !f.Verified(0, mib) || !f.Verified(2*mib, 1<<40) {
+					return fmt.Errorf("verified: %v", f.VerifiedRanges())
+				}
+				if done && f.Verified(mib, 1) {
+					return errors.New("not dropped")
+				}
+				return nil
+			}))
+		},
+	},
+	{
+		name: "drop uploaded again", setup: setupPunched, steps: 5,
+		op: func(s *Store) error {
+			return withFile(s, 1, func(f *File) error { return f.DropUploaded(mib, mib) })
+		},
+		check: func(t *testing.T, s *Store, done bool) {
+			keepsPromise(t, s, crashData, false)
+			must(t, withFile(s, 1, func(f *File) error {
+				if f.Verified(0, 1) || f.Verified(mib-1, 1) || done && f.Verified(mib, 1) {
+					return fmt.Errorf("verified: %v", f.VerifiedRanges())
+				}
+				return nil
+			}))
+		},
+	},
+	{
+		// After a truncation, dropped parts that were cut off can be written again, and what is written there stays.
+		name: "truncate and rewrite punched", setup: setupPunched, steps: 4,
+		op: func(s *Store) error {
+			return withFile(s, 1, func(f *File) error {
+				if err := f.Truncate(0); err != nil {
+					return err
+				}
+				if _, err := f.WriteAt(bg, crashData, 0); err != nil {
+					return err
+				}
+				return f.Sync()
+			})
+		},
+		check: func(t *testing.T, s *Store, done bool) {
+			e, err := s.Stat(1)
+			must(t, err)
+			if done {
+				keepsPromise(t, s, crashData, false)
+				if !e.Complete {
+					t.Errorf("%+v", e)
+				}
+				return
+			}
+			// Half way the size may be anything, but no hole may pass for the user's zeros.
+			must(t, withFile(s, 1, func(f *File) error {
+				for _, r := range f.VerifiedRanges() {
+					p := make([]byte, r.Len)
+					if _, err := f.ReadAt(p, r.Off); err != nil {
+						return err
+					}
+					if e.Size == int64(len(crashData)) && !bytes.Equal(p, crashData[r.Off:r.End()]) {
+						return fmt.Errorf("wrong bytes in %v", r)
+					}
+				}
+				return nil
+			}))
+		},
+	},
+	{
+		name: "recall", setup: func(*testing.T, *Store) {}, steps: 8,
+		op: func(s *Store) error {
+			if err := s.Remove(1); err != nil && !errors.Is(err, ErrNotExist) {
+				return err
+			}
+			f, err := s.CreateContent(1, int64(len(crashData)))
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			for _, i := range []int{1, 3, 0, 2} {
+				if err := f.WriteVerified(crashData[i*mib:min((i+1)*mib, len(crashData))], int64(i*mib)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		check: func(t *testing.T, s *Store, done bool) {
+			e := keepsPromise(t, s, crashData, true)
+			if done && !e.Complete {
+				t.Logf("%+v", e) // fine after power loss: the name was not synced
+			}
+		},
+	},
+	{
+		name: "recall goes on", setup: setupPart, steps: 6,
+		op: func(s *Store) error {
+			return withFile(s, 1, func(f *File) error {
+				for _, i := range []int{0, 1, 2, 3} {
+					if err := f.WriteVerified(crashData[i*mib:min((i+1)*mib, len(crashData))], int64(i*mib)); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+		check: func(t *testing.T, s *Store, done bool) {
+			keepsPromise(t, s, crashData, false)
+			must(t, withFile(s, 1, func(f *File) error {
+				if !f.Verified(mib, mib) {
+					return errors.New("lost what was verified before")
+				}
+				return nil
+			}))
+		},
+	},
+	{
+		name: "drop of complete", setup: setupContent, steps: 6,
+		op: func(s *Store) error {
+			return withFile(s, 1, func(f *File) error { return f.Drop(mib, mib) })
+		},
+		check: func(t *testing.T, s *Store, done bool) {
+			keepsPromise(t, s, crashData, false)
+			must(t, withFile(s, 1, func(f *File) error {
+				if done && f.Verified(mib, 1) {
+					return errors.New("not dropped")
+				}
+				return nil
+			}))
+		},
+	},
+	{
+		name: "drop of part", setup: setupPart, steps: 5,
+		op: func(s *Store) error {
+			return withFile(s, 1, func(f *File) error { return f.Drop(mib, mib/2) })
+		},
+		check: func(t *testing.T, s *Store, done bool) {
+			keepsPromise(t, s, crashData, false)
+		},
+	},
+	{
+		name: "remove staged", setup: setupPunched, steps: 2,
+		op: func(s *Store) error {
+			if err := s.Remove(1); err != nil && !errors.Is(err, ErrNotExist) {
+				return err
+			}
+			return nil
+		},
+		check: func(t *testing.T, s *Store, done bool) {
+			if e := keepsPromise(t, s, crashData, true); e.ID != 0 && e.Complete {
+				t.Error("the file outlived its record")
+			}
+		},
+	},
+	{
+		name: "remove part", setup: setupPart, steps: 2,
+		op: func(s *Store) error {
+			if err := s.Remove(1); err != nil && !errors.Is(err, ErrNotExist) {
+				return err
+			}
+			return nil
+		},
+		check: func(t *testing.T, s *Store, done bool) { keepsPromise(t, s, crashData, true) },
+	},
+	{
+		name: "quarantine", setup: setupPunched, steps: 3,
+		op: func(s *Store) error {
+			if _, err := s.Quarantine(1); err != nil && !errors.Is(err, ErrNotExist) {
+				return err
+			}
+			return nil
+		},
+		check: func(t *testing.T, s *Store, done bool) {
+			e := keepsPromise(t, s, crashData, true)
+			if e.ID != 0 {
+				if e.Complete {
+					t.Error("the file outlived its record")
+				}
+				return
+			}
+			var data, record bool
+			entries, err := os.ReadDir(filepath.Join(s.stateDir, "lost+found"))
+			must(t, err)
+			for _, e := range entries {
+				if filepath.Ext(e.Name()) == punchedSuffix {
+					record = true
+				} else {
+					data = true
+				}
+			}
+			if !data || !record {
+				t.Errorf("lost+found has data %v, record %v", data, record)
+			}
+		},
+	},
+}
+
+// interrupted runs op until the k-th step; it returns the step, "" when op came to its end.
+func interrupted(t *testing.T, s *Store, k int, op func(s *Store) error, atCrash func()) (step string) {
+	t.Helper()
+	stopped, done := make(chan string), make(chan error)
+	s.hook = func(step string) error {
+		if k == 0 {
+			stopped <- step
+			select {} // frozen as it is, nothing is cleaned up
+		}
+		k--
+		return nil
+	}
+	go func() { done <- op(s) }()
+	select {
+	case step = <-stopped:
+	case err := <-done:
+		must(t, err)
+		s.hook = nil
+	}
+	atCrash()
+	return step
+}
+
+// abandon closes what is open below dir, as the end of the process does. Nobody uses these descriptors any more.
+func abandon(t *testing.T, dir string) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	for _, e := range entries {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(to, dir+"/") {
+			fd, err := strconv.Atoi(e.Name())
+			must(t, err)
+			unix.Close(fd)
+		}
+	}
+}
+
+// The daemon is killed before every durable step of every operation; the next one repeats it.
+func TestKilledBetweenSteps(t *testing.T) {
+	for _, c := range crashCases {
+		t.Run(c.name, func(t *testing.T) {
+			seen := map[string]bool{}
+			for k := 0; ; k++ {
+				o := Options{StateDir: memDir(t), MinFree: -1}
+				s := openStore(t, o)
+				c.setup(t, s)
+				step := interrupted(t, s, k, c.op, func() {})
+				abandon(t, o.StateDir)
+				s = openStore(t, o)
+				c.check(t, s, step == "")
+				must(t, c.op(s))
+				c.check(t, s, true)
+				must(t, s.Close())
+				s = openStore(t, o)
+				c.check(t, s, true)
+				must(t, s.Close())
+				if t.Failed() {
+					t.Fatalf("killed before step %d, %q", k, step)
+				}
+				if step == "" {
+					if k < c.steps {
+						t.Errorf("only %d steps seen: %v", k, seen)
+					}
+					return
+				}
+				seen[step] = true
+				must(t, os.RemoveAll(o.StateDir))
+			}
+		})
+	}
+}
+
+// loopFS is an ext4 file system in a file.
+type loopFS struct {
+	image, dir string
+}
+
+func newLoopFS(t testing.TB, size int64) *loopFS {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	l := &loopFS{image: filepath.Join(t.TempDir(), "image"), dir: t.TempDir()}
+	must(t, os.WriteFile(l.image, nil, 0o600))
+	must(t, os.Truncate(l.image, size))
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m", "0", l.image).CombinedOutput(); err != nil {
+		t.Skipf("mkfs.ext4: %v %s", err, out)
+	}
+	if err := l.mount(); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { unix.Unmount(l.dir, unix.MNT_DETACH) })
+	if err := l.cutPower(); err != nil {
+		t.Skipf("EXT4_IOC_SHUTDOWN: %v", err)
+	}
+	l.remount(t)
+	return l
+}
+
+func (l *loopFS) mount() error {
+	if out, err := exec.Command("mount", "-o", "loop", l.image, l.dir).CombinedOutput(); err != nil {
+		return fmt.Errorf("mount: %v %s", err, out)
+	}
+	return nil
+}
+
+// cutPower makes the file system forget everything that is not on stable storage.
+func (l *loopFS) cutPower() error {
+	d, err := os.Open(l.dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	const ext4Shutdown, noLogFlush = 0x8004587d, 2
+	return unix.IoctlSetPointerInt(int(d.Fd()), ext4Shutdown, noLogFlush)
+}
+
+func (l *loopFS) remount(t testing.TB) {
+	t.Helper()
+	if err := unix.Unmount(l.dir, 0); err != nil {
+		t.Fatalf("unmount: %v", err)
+	}
+	must(t, l.mount())
+}
+
+// The power fails before every durable step of every operation: only what was synced is still there.
+func TestPowerLossBetweenSteps(t *testing.T) {
+	if testing.Short() {
+		t.Skip("mounts a file system some hundred times")
+	}
+	l := newLoopFS(t, 128<<20)
+	for i, c := range append(crashCases, crashCase{
+		name: "promote unsynced", setup: setupStaged(false), steps: 2,
+		op: func(s *Store) error { return s.Promote(1) },
+		check: func(t *testing.T, s *Store, done bool) {
+			if e, err := s.Stat(1); err == nil && e.Kind == Content {
+				keepsPromise(t, s, crashData, false)
+			}
+		},
+	}, crashCase{
+		// fsync alone makes a new file durable: bytes, size, mtime and name.
+		name: "sync", setup: func(*testing.T, *Store) {}, steps: 3,
+		op: func(s *Store) error {
+			err := withFile(s, 1, func(f *File) error { return nil })
+			if err == nil {
+				err = s.Remove(1)
+			}
+			if err != nil && !errors.Is(err, ErrNotExist) {
+				return err
+			}
+			f, err := s.CreateStaging(1)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			if _, err := f.WriteAt(bg, crashData, 0); err != nil {
+				return err
+			}
+			return f.Sync()
+		},
+		check: func(t *testing.T, s *Store, done bool) {
+			if done {
+				keepsPromise(t, s, crashData, false)
+			}
+		},
+	}) {
+		t.Run(c.name, func(t *testing.T) {
+			for k := 0; ; k++ {
+				o := Options{StateDir: filepath.Join(l.dir, fmt.Sprintf("%d-%d", i, k)), MinFree: -1}
+				s := openStore(t, o)
+				c.setup(t, s)
+				step := interrupted(t, s, k, c.op, func() { must(t, l.cutPower()) })
+				abandon(t, o.StateDir)
+				l.remount(t)
+				s = openStore(t, o)
+				c.check(t, s, step == "")
+				err := c.op(s)
+				if err != nil && !errors.Is(err, ErrNotExist) && !errors.Is(err, fs.ErrNotExist) {
+					t.Fatal(err)
+				}
+				must(t, s.Close())
+				must(t, os.RemoveAll(o.StateDir))
+				if t.Failed() {
+					t.Fatalf("power lost before step %d, %q", k, step)
+				}
+				if step == "" {
+					return
+				}
+			}
+		})
+	}
+}
