@@ -47,7 +47,7 @@ func (d declared) check(got received) error {
 func (r *request) bodySize() (int64, error) {
 	n := r.http.ContentLength
 	switch {
-	case n < 0:
+	case n < 0, n == 0 && r.http.Header.Get("Content-Length") == "":
 		return 0, missing("Content-Length")
 	case n == 0:
 		return 0, invalid("an archive needs at least one byte")

@@ -150,8 +150,7 @@ func (v *vault) compact(path string, lines int, damaged bool) error {
 			delete(v.uploads, id) // the files of an expired one are garbage now
 		}
 	}
-	recs := v.records()
-	if lines < 2*len(recs)+1000 && !damaged {
+	if lines < 2*v.recordCount()+1000 && !damaged {
 		return nil
 	}
 	if damaged {
@@ -161,10 +160,19 @@ func (v *vault) compact(path string, lines int, damaged bool) error {
 		}
 	}
 	var b []byte
-	for i := range recs {
-		b = appendLine(b, recs[i].encode())
+	for _, r := range v.records() {
+		b = appendLine(b, r.encode())
 	}
 	return replaceFile(path, b, 0o600, !v.s.noSync)
+}
+
+// recordCount is about the length of records.
+func (v *vault) recordCount() int {
+	n := 3 + 2*len(v.order) - int(v.count) + 3*len(v.jobs)
+	for _, u := range v.uploads {
+		n += 1 + len(u.parts)
+	}
+	return n
 }
 
 // records are the shortest log of the vault's state.

@@ -200,7 +200,9 @@ func (s *Store) fail(r *request, err error) {
 	for _, h := range []string{"Location", "Content-Range", "Content-Length"} {
 		r.w.Header().Del(h)
 	}
-	if err := r.replyJSON(e.status, errorJSON{Code: e.code, Message: e.msg, Type: e.kind()}); err != nil {
+	// Paths are the log's business, not the client's.
+	msg := strings.ReplaceAll(e.msg, s.dir, "…")
+	if err := r.replyJSON(e.status, errorJSON{Code: e.code, Message: msg, Type: e.kind()}); err != nil {
 		s.logger.Error("cannot encode error", "error", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 )
 
 // metaLog is an append-only file of checksummed lines: eight hexadecimal digits
@@ -18,7 +19,6 @@ import (
 // while the slow part happens outside of it: enqueue, then wait. Waiters
 // share writes and fsyncs.
 type metaLog struct {
-	path string
 	f    *os.File
 	sync bool
 
@@ -33,10 +33,11 @@ type metaLog struct {
 	// its own record written already, or writes everything queued by then.
 	flushMu sync.Mutex
 	flushed uint64 // batches durable
-	err     error  // sticky: after a failed write or fsync nothing is known about the file's tail
+
+	failed atomic.Pointer[error] // sticky: after a failed write or fsync nothing is known about the file's tail
 }
 
-const reserveStep = 256 << 10
+const reserveStep = 64 << 10
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -112,13 +113,20 @@ func openLog(path string, sync bool) (*metaLog, error) {
 		f.Close()
 		return nil, err
 	}
-	return &metaLog{path: path, f: f, sync: sync, dirs: map[string]bool{}, tickets: 1, size: size, reserved: size}, nil
+	if err := f.Truncate(size); err != nil { // gives back what a killed process had reserved
+		f.Close()
+		return nil, err
+	}
+	return &metaLog{f: f, sync: sync, dirs: map[string]bool{}, tickets: 1, size: size, reserved: size}, nil
 }
 
 // enqueue adds a record to the next batch and returns the ticket to wait on.
 // dir, when not empty, is a directory to be synced before the record is written.
-// It fails, without effect, when the disk has no room.
+// It fails, without effect, when the disk has no room or the log is broken.
 func (l *metaLog) enqueue(record []byte, dir string) (uint64, error) {
+	if err := l.broken(); err != nil {
+		return 0, err
+	}
 	l.qmu.Lock()
 	defer l.qmu.Unlock()
 	need := l.size + int64(len(record)) + 10
@@ -144,8 +152,8 @@ func (l *metaLog) wait(ticket uint64) error {
 	if l.flushed >= ticket {
 		return nil
 	}
-	if l.err != nil {
-		return l.err
+	if err := l.broken(); err != nil {
+		return err
 	}
 	l.qmu.Lock()
 	batch, dirs, upto := l.queue, l.dirs, l.tickets
@@ -154,8 +162,9 @@ func (l *metaLog) wait(ticket uint64) error {
 	l.qmu.Unlock()
 
 	if err := l.write(batch, dirs); err != nil {
-		l.err = fmt.Errorf("the store must be restarted: %w", err)
-		return l.err
+		err = fmt.Errorf("the store must be restarted: %w", err)
+		l.failed.Store(&err)
+		return err
 	}
 	l.flushed = upto
 	return nil
@@ -180,9 +189,10 @@ func (l *metaLog) write(batch []byte, dirs map[string]bool) error {
 
 // broken returns the sticky error.
 func (l *metaLog) broken() error {
-	l.flushMu.Lock()
-	defer l.flushMu.Unlock()
-	return l.err
+	if err := l.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // close writes what is queued and gives back reserved space.
@@ -199,11 +209,6 @@ func (l *metaLog) close() error {
 		err = l.f.Truncate(n)
 	}
 	return errors.Join(err, l.f.Close())
-}
-
-// writeLog replaces the file at path by the given lines, atomically.
-func writeLog(path string, lines []byte, sync bool) error {
-	return replaceFile(path, lines, 0o600, sync)
 }
 
 // syncDir makes the entries of a directory durable.
