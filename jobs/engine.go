@@ -235,9 +235,6 @@ func Open(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the local store in %s: %w", o.StateDir, err), e.catalog.Close())
 	}
-	if why := e.catalog.Rebuilt(); why != "" {
-		e.problem("catalog", "the catalog's index was rebuilt from its journal at start: "+why)
-	}
 	if err := e.recover(); err != nil {
 		return nil, errors.Join(fmt.Errorf("recovering %s: %w", o.StateDir, err), e.Close())
 	}

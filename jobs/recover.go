@@ -131,8 +131,8 @@ func (e *Engine) recoverStaged(batch []catalog.Version, entries map[uint64]conte
 	err := e.catalog.View(func(tx *catalog.Tx) error {
 		for _, v := range batch {
 			i, err := tx.Inode(v.Ino)
-			if errors.Is(err, catalog.ErrNotExist) || err == nil && i.Version != v.V {
-				continue // the catalog's check reports it
+			if errors.Is(err, catalog.ErrNotExist) || err == nil && (i.Version != v.V || i.Nlink == 0) {
+				continue // deleted, or for the catalog's check to report
 			}
 			if err != nil {
 				return err

@@ -398,6 +398,7 @@ func (e *Engine) recordArchived(f *file, v catalog.Version, archives []catalog.A
 	for _, u := range uploads {
 		e.up.dropIntent(f.ino, u.Intent)
 	}
+	e.bin.kickTrash() // older versions' archives
 	for _, id := range drop {
 		if err := e.store.Remove(id); err != nil && !errors.Is(err, content.ErrNotExist) {
 			e.log.Warn("removing the local copy of an old version", "path", e.path(f.ino), "err", err)
@@ -675,6 +676,7 @@ func (e *Engine) recordSent(ctx context.Context, u *catalog.Upload, a catalog.Ar
 		u.Error, u.Permanent = "", false
 		return tx.PutArchive(a)
 	})
+	e.hit("segment.recorded")
 	if errors.Is(err, errSuperseded) {
 		a.Num = 0
 		_, terr := e.catalog.Reclaim(func(tx *catalog.Tx) error {

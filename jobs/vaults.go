@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path"
 	"syscall"
 	"time"
 
@@ -37,10 +36,10 @@ func (e *Engine) Probe(ctx context.Context) error {
 // service says of the others. With all, a vault missing from the list is
 // marked; its records stay.
 func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
-	var added, gone, back []string
+	var added, gone, back, dropped []string
 	now := time.Now()
 	_, err := e.catalog.Update(func(tx *catalog.Tx) error {
-		added, gone, back = nil, nil, nil
+		added, gone, back, dropped = nil, nil, nil, nil
 		seen := map[string]bool{}
 		for _, info := range list {
 			seen[info.Name] = true
@@ -84,6 +83,15 @@ func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
 			if seen[v.Name] {
 				continue
 			}
+			if _, err := tx.Meta(metaDeleting + v.Name); err == nil {
+				// Its deletion was cut short after the service had done its part.
+				if err := dropVaultTx(tx, v); err == nil {
+					dropped = append(dropped, v.Name)
+					continue
+				} else if !errors.Is(err, catalog.ErrNotEmpty) {
+					return err
+				}
+			}
 			gone = append(gone, v.Name)
 			if !v.Gone {
 				v.Gone = true
@@ -102,6 +110,10 @@ func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
 	}
 	for _, name := range back {
 		e.solved("vault/" + name)
+	}
+	for _, name := range dropped {
+		e.log.Info("deleted a vault", "vault", name)
+		e.opts.Observer.EntryChanged(catalog.RootIno, name)
 	}
 	for _, name := range added {
 		e.log.Info("found a vault", "vault", name)
@@ -171,6 +183,32 @@ func (e *Engine) mkVault(ctx context.Context, c Caller, name string, mode uint32
 	return a, nil
 }
 
+// metaDeleting and a name: the vault is being deleted at the service.
+const metaDeleting = "vault.deleting/"
+
+// dropVaultTx removes the directory and the records of a vault that is gone at the service.
+func dropVaultTx(tx *catalog.Tx, v catalog.Vault) error {
+	if _, err := tx.Rmdir(catalog.RootIno, v.Name, time.Now().UnixNano()); err != nil {
+		return err
+	}
+	var nums []uint64
+	for a, err := range tx.Archives(v.Ino) {
+		if err != nil {
+			return err
+		}
+		nums = append(nums, a.Num)
+	}
+	for _, n := range nums {
+		if err := tx.DeleteArchive(n); err != nil {
+			return err
+		}
+	}
+	if err := tx.PutMeta(metaDeleting+v.Name, nil); err != nil {
+		return err
+	}
+	return tx.DeleteVault(v.Ino)
+}
+
 // rmVault deletes an empty vault at the service, then its directory.
 func (e *Engine) rmVault(ctx context.Context, name string) error {
 	// What was deleted a moment ago must count as trash already.
@@ -224,35 +262,28 @@ func (e *Engine) rmVault(ctx context.Context, name string) error {
 		return fmt.Errorf("%w: vault %s holds %d archives in the trash until %s (casfs trash purge deletes them now, for a fee)",
 			ErrBusy, name, trash, time.Unix(0, until).UTC().Format(time.RFC3339))
 	}
+	seq, err := e.catalog.Update(func(tx *catalog.Tx) error { return tx.PutMeta(metaDeleting+name, []byte{1}) })
+	if err != nil {
+		return err
+	}
+	if err := e.catalog.Barrier(ctx, seq); err != nil {
+		return err
+	}
 	if err := e.client.DeleteVault(ctx, name); err != nil && !errors.Is(err, cas.ErrNotFound) {
+		if _, merr := e.catalog.Update(func(tx *catalog.Tx) error { return tx.PutMeta(metaDeleting+name, nil) }); merr != nil {
+			return errors.Join(err, merr)
+		}
 		if errors.Is(err, cas.ErrNotEmpty) {
 			return fmt.Errorf("%w: the service says vault %s is not empty: %w", ErrBusy, name, err)
 		}
 		return fmt.Errorf("deleting vault %s: %w", name, err)
 	}
 	e.hit("vault.deleted")
-	_, err = e.catalog.Update(func(tx *catalog.Tx) error {
-		if _, err := tx.Rmdir(catalog.RootIno, name, time.Now().UnixNano()); err != nil {
-			return err
-		}
-		var nums []uint64
-		for a, err := range tx.Archives(v.Ino) {
-			if err != nil {
-				return err
-			}
-			nums = append(nums, a.Num)
-		}
-		for _, n := range nums {
-			if err := tx.DeleteArchive(n); err != nil {
-				return err
-			}
-		}
-		return tx.DeleteVault(v.Ino)
-	})
+	_, err = e.catalog.Update(func(tx *catalog.Tx) error { return dropVaultTx(tx, v) })
 	if err != nil {
 		return err
 	}
 	e.solved("vault/" + name)
-	e.log.Info("deleted a vault", "vault", path.Clean(name))
+	e.log.Info("deleted a vault", "vault", name)
 	return nil
 }

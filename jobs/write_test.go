@@ -9,8 +9,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -562,13 +560,4 @@ func dup(t testing.TB, fd int) uintptr {
 		t.Fatal(err)
 	}
 	return uintptr(n)
-}
-
-// copyTree copies a state directory as a crash would leave it.
-func copyTree(t testing.TB, from, to string) {
-	t.Helper()
-	if out, err := exec.Command("cp", "-a", from+"/.", to).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	os.Remove(filepath.Join(to, "LOCK"))
 }
