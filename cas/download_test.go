@@ -140,6 +140,8 @@ func TestWhyNoOutput(t *testing.T) {
 	err = call()
 	checkIs(t, err, ErrInvalid)
 	checkNot(t, err, ErrNotReady, ErrExpired)
+	job = `{"JobId":"j","Completed":true,"StatusCode":"Succeeded","CompletionDate":"2017-01-01T00:00:00Z"}`
+	checkIs(t, call(), ErrExpired, ErrInvalid)
 	status = 416
 	checkIs(t, call(), ErrInvalid)
 	status, refusal = 404, "ResourceNotFoundException"

@@ -368,8 +368,10 @@ func TestUploadResumes(t *testing.T) {
 	u, err := v.MultipartUpload(t.Context(), ue.UploadID)
 	w.must(u, err)
 	have := 0
+	var last cas.Range
 	for p, err := range u.Parts(t.Context()) {
 		w.must(p, err)
+		last = p.Range
 		have++
 	}
 	if n != 1 || have < 5 {
@@ -379,8 +381,8 @@ func TestUploadResumes(t *testing.T) {
 	// Another file, by content, size or kind of parts: refused before anything is sent.
 	sent := w.srv.Count(cas.OpUploadPart)
 	other := bytes.Clone(data)
-	other[0] ^= 1
-	for name, b := range map[string][]byte{"content": other, "shorter": data[:5*mib], "shorter by a byte": data[:6*mib+1]} {
+	other[last.Off] ^= 1
+	for name, b := range map[string][]byte{"content": other, "shorter": data[:last.Off], "shorter by a byte": data[:last.End()-1]} {
 		_, err := w.c.Upload(t.Context(), "v", bytes.NewReader(b), int64(len(b)), cas.UploadOptions{UploadID: ue.UploadID})
 		if !errors.Is(err, cas.ErrMismatch) {
 			t.Errorf("%s: %v, want ErrMismatch", name, err)
@@ -764,4 +766,38 @@ func TestBandwidthLimit(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestWrongClock(t *testing.T) {
+	for _, skew := range []time.Duration{3 * time.Hour, -3 * time.Hour} {
+		w := newWorld(t, local.Options{Now: func() time.Time { return time.Now().Add(skew) }})
+		id := w.upload([]byte("x"))
+		w.must(nil, w.c.DeleteArchive(t.Context(), "v", id))
+		if n := w.srv.Count("*"); n != 4 {
+			t.Errorf("%d requests, want 3 and one to learn the time", n)
+		}
+	}
+	w := newWorld(t, local.Options{})
+	c, err := cas.New(cas.Options{
+		Endpoint: "http://cas.test", Transport: w.srv.Transport(),
+		Credentials: cas.Credentials{SecretID: w.srv.Store.Credentials().SecretID, SecretKey: "wrong"},
+	})
+	w.must(c, err)
+	_, err = c.DescribeVault(t.Context(), "v")
+	w.is(err, cas.ErrCredentials)
+}
+
+// TestResumeForeignParts resumes an upload in parts that are no power of two, as cascmd makes them.
+func TestResumeForeignParts(t *testing.T) {
+	w := newWorld(t, local.Options{Lenient: true})
+	data := noise(8*mib + 9)
+	id, err := w.c.InitiateUpload(t.Context(), "v", "cascmd", 3*mib)
+	w.must(id, err)
+	w.must(nil, w.c.UploadPart(t.Context(), "v", id, 3*mib, bytes.NewReader(data[3*mib:6*mib]), cas.PartHash{}))
+	res, err := w.c.Upload(t.Context(), "v", bytes.NewReader(data), int64(len(data)), cas.UploadOptions{UploadID: id})
+	w.must(res, err)
+	want := cas.CombineTreeHashes([]cas.Hash{cas.TreeHash(data[:3*mib]), cas.TreeHash(data[3*mib : 6*mib]), cas.TreeHash(data[6*mib:])})
+	if res.TreeHash != want || res.PartSize != 3*mib || res.Skipped != 3*mib {
+		t.Errorf("%+v", res)
+	}
 }

@@ -290,6 +290,9 @@ func (r JobRequest) wire() (*wireJobRequest, error) {
 	return w, nil
 }
 
+// outputLife is how long the service keeps outputs.
+const outputLife = 24 * time.Hour
+
 // JobFilter narrows List Jobs.
 type JobFilter struct {
 	Completed  *bool
@@ -374,7 +377,8 @@ func (c *Client) DescribeJob(ctx context.Context, vault, jobID string) (Job, err
 	return j, nil
 }
 
-// ListJobs returns one page of running and recently finished jobs.
+// ListJobs returns one page of running and recently finished jobs. Jobs that
+// cannot be understood are left out, with a warning in the log.
 func (c *Client) ListJobs(ctx context.Context, vault string, f JobFilter) (JobPage, error) {
 	const op = OpListJobs
 	if err := checkVault(op, vault); err != nil {
@@ -390,16 +394,23 @@ func (c *Client) ListJobs(ctx context.Context, vault string, f JobFilter) (JobPa
 	}
 	var w struct {
 		Marker  flexString
-		JobList []wireJob
+		JobList []json.RawMessage
 	}
 	if err := rep.decode(op, &w); err != nil {
 		return JobPage{}, err
 	}
 	page := JobPage{Marker: string(w.Marker)}
-	for i := range w.JobList {
-		j, err := w.JobList[i].job()
+	for _, raw := range w.JobList {
+		var wj wireJob
+		err := json.Unmarshal(raw, &wj)
+		var j Job
+		if err == nil {
+			j, err = wj.job()
+		}
 		if err != nil {
-			return JobPage{}, badReply(op, "%v", err)
+			// One odd job must not hide all others.
+			c.log.WarnContext(ctx, "a job in the list makes no sense", "vault", vault, "job", string(wj.JobID), "error", err)
+			continue
 		}
 		page.Jobs = append(page.Jobs, j)
 	}
@@ -467,6 +478,8 @@ func (c *Client) whyNoOutput(ctx context.Context, vault, jobID string, err error
 		return fmt.Errorf("%w: %w", ErrNotReady, err)
 	case j.Failed():
 		return fmt.Errorf("%w: %s: %w", ErrJobFailed, oneLine(j.StatusMessage), err)
+	case !j.CompletionDate.IsZero() && e.Date.Sub(j.CompletionDate) >= outputLife:
+		return fmt.Errorf("%w: %w", ErrExpired, err)
 	}
 	return err
 }

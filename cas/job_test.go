@@ -81,6 +81,16 @@ func TestDecodeJobs(t *testing.T) {
 	}
 }
 
+func TestListJobsLeavesOutNonsense(t *testing.T) {
+	f := newFake(t, func(w http.ResponseWriter, r *http.Request, n int) {
+		io.WriteString(w, `{"Marker":null,"JobList":[{"JobId":"a"},{"JobId":"b","CreationDate":"yesterday"},7,{"JobId":"c","RetrievalByteRange":"x"},{"JobId":"d"}]}`)
+	})
+	p, err := f.client().ListJobs(t.Context(), "v", JobFilter{})
+	if err != nil || len(p.Jobs) != 2 || p.Jobs[0].ID != "a" || p.Jobs[1].ID != "d" {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
 func TestJobRequestsAreChecked(t *testing.T) {
 	f := newFake(t, func(w http.ResponseWriter, r *http.Request, n int) { t.Errorf("sent: %s", r.URL) })
 	c := f.client()
