@@ -246,7 +246,7 @@ func (a *app) trashListCmd() *cobra.Command {
 			t := newTable(a.out)
 			t.row("DELETED AFTER", "UPLOADED", "SIZE", "FILE", "ARCHIVE")
 			for _, e := range entries {
-				t.row(when(e.Deadline), when(e.Uploaded), bytes(e.Size), e.Vault+"/"+strings.TrimPrefix(e.Path, e.Vault+"/"), e.ArchiveID)
+				t.row(when(e.Deadline), when(e.Uploaded), sizeText(e.Size), e.Vault+"/"+strings.TrimPrefix(e.Path, e.Vault+"/"), e.ArchiveID)
 			}
 			t.flush()
 			return nil

@@ -52,7 +52,12 @@ func cutDescription(s string) string {
 
 func uploadFlags(cmd *cobra.Command, u *uploadOptions) {
 	cmd.Flags().VarP(size(&u.partSize), "part-size", "p", "size of the parts (a power of two, at least 1M; default 16M, or what the size needs)")
+	sendFlags(cmd, u)
+}
+
+func sendFlags(cmd *cobra.Command, u *uploadOptions) {
 	cmd.Flags().IntVar(&u.parallel, "parallel", 4, "parts in flight")
+	cmd.Flags().Var(size(&u.bwlimit), "bwlimit", "at most this many bytes per second")
 }
 
 // openRegular opens a file that can be an archive.

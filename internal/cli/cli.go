@@ -80,7 +80,7 @@ Every setting may also come from the environment (CASFS_STATE_DIR for
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 75 not finished yet.`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 		Args:              cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -133,7 +133,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 75 not finished yet
 	group("mounts", a.mountCmd(), a.umountCmd(), a.statusCmd(), a.inventoryCmd(), a.checkCmd(), a.allowCmd(), a.trashCmd())
 	group("files", a.syncCmd(), a.recallCmd(), a.evictCmd(), a.statCmd())
 	group("service", a.serveCmd(), a.vaultCmd(), a.archiveCmd(), a.uploadCmd(), a.jobCmd(), a.treehashCmd())
-	root.AddCommand(a.configCmd(), a.versionCmd(), a.manCmd())
+	root.AddCommand(a.configCmd(), a.completionCmd(), a.versionCmd(), a.manCmd())
 	setUsage(root)
 	return root
 }

@@ -84,7 +84,7 @@ func (a *app) evictCmd() *cobra.Command {
 				return err
 			}
 		} else {
-			a.printf("dropped the local copy of %s, %s\n", count(sum.Files, "file"), bytes(sum.Bytes))
+			a.printf("dropped the local copy of %s, %s\n", count(sum.Files, "file"), sizeText(sum.Bytes))
 			a.printSkipped("kept", sum.Skipped)
 		}
 		if len(sum.Skipped) > 0 {
@@ -231,7 +231,7 @@ func (a *app) recall(ctx context.Context, groups []*mountTargets, req jobs.Recal
 		a.printf("%s still on the way, %s local\n", count(sum.Pending, "file"), count(sum.Local, "file"))
 		code = exitOK
 	case sum.Pending > 0:
-		a.printf("%s local, %s on the way (%s asked for); casfs status shows when\n", count(sum.Local, "file"), count(sum.Pending, "file"), bytes(sum.Bytes))
+		a.printf("%s local, %s on the way (%s asked for); casfs status shows when\n", count(sum.Local, "file"), count(sum.Pending, "file"), sizeText(sum.Bytes))
 	default:
 		a.printf("%s local\n", count(sum.Local, "file"))
 	}
@@ -321,7 +321,7 @@ func (a *app) printFile(path string, f jobs.FileStatus) {
 	row := func(name string, v any) { t.row("  "+name, v) }
 	if f.Type == "file" {
 		row("size", sizeAndBytes(f.Size))
-		row("local", fmt.Sprintf("%s (%s)", bytes(f.LocalBytes), percent(f.LocalBytes, f.Size)))
+		row("local", fmt.Sprintf("%s (%s)", sizeText(f.LocalBytes), percent(f.LocalBytes, f.Size)))
 	}
 	row("inode", fmt.Sprintf("%d, version %d", f.Ino, f.Version))
 	if f.Pinned {

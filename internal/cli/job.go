@@ -118,7 +118,7 @@ func (a *app) jobListCmd() *cobra.Command {
 		t := newTable(a.out)
 		t.row("JOB", "TYPE", "STATUS", "TIER", "OUTPUT", "STARTED", "DESCRIPTION")
 		for _, j := range jobs {
-			t.row(j.ID, j.Type, j.StatusCode, dash(string(j.Tier)), bytes(j.OutputSize()), when(j.CreationDate), j.Description)
+			t.row(j.ID, j.Type, j.StatusCode, dash(string(j.Tier)), sizeText(j.OutputSize()), when(j.CreationDate), j.Description)
 		}
 		t.flush()
 		if f.Marker != "" {
@@ -383,6 +383,7 @@ Ranges count from the beginning of the output, not of the archive.`
 	fl.StringVar(&start, "start", "", "only from this byte")
 	fl.StringVar(&length, "size", "", "only this many bytes")
 	fl.IntVar(&o.parallel, "parallel", 4, "ranges in flight")
+	fl.Var(size(&o.bwlimit), "bwlimit", "at most this many bytes per second")
 	fl.BoolVar(&o.unverified, "unverified", false, "fetch even what the service tells no hash for")
 	a.addJSON(cmd)
 	return cmd
@@ -424,7 +425,7 @@ func (a *app) jobArchivesCmd() *cobra.Command {
 			if a.json {
 				return enc.Encode(archiveView{e.ArchiveID, e.Description, orNull(e.CreationDate), e.Size, e.TreeHash.String()})
 			}
-			t.row(e.ArchiveID, bytes(e.Size), when(e.CreationDate), e.Description)
+			t.row(e.ArchiveID, sizeText(e.Size), when(e.CreationDate), e.Description)
 			if n%1000 == 0 {
 				t.flush() // bounded memory, for columns that may shift
 			}

@@ -56,8 +56,8 @@ func shown(s string) string {
 	return strings.Trim(strconv.Quote(s), `"`)
 }
 
-// bytes is a size for people.
-func bytes(n int64) string {
+// sizeText is a size for people.
+func sizeText(n int64) string {
 	if n < 0 {
 		return "unknown"
 	}

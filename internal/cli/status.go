@@ -225,7 +225,7 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 	line("  %s", up)
 	tw := newTable(&b)
 	row := func(cells ...any) { tw.row(append([]any{"  " + fmt.Sprint(cells[0])}, cells[1:]...)...) }
-	row("tree", fmt.Sprintf("%s, %s in %s", count(s.Files, "file"), bytes(s.LiveBytes), count(int64(s.Vaults), "vault")))
+	row("tree", fmt.Sprintf("%s, %s in %s", count(s.Files, "file"), sizeText(s.LiveBytes), count(int64(s.Vaults), "vault")))
 	row("staging", space(s.Staging)+", only on this disk until archived")
 	work := fmt.Sprintf("%d settling, %d queued, %d on the way", s.Settling, s.UploadsQueued, len(s.Uploads))
 	if s.Settling+s.UploadsQueued+int64(len(s.Uploads)) == 0 {
@@ -238,9 +238,9 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 		row("guard", guard(s.Guard))
 	}
 	if s.Trash.Files > 0 {
-		row("trash", fmt.Sprintf("%s, %s, deleted when that costs nothing", count(s.Trash.Files, "archive"), bytes(s.Trash.Used)))
+		row("trash", fmt.Sprintf("%s, %s, deleted when that costs nothing", count(s.Trash.Files, "archive"), sizeText(s.Trash.Used)))
 	}
-	row("disk", bytes(s.FreeBytes)+" free")
+	row("disk", sizeText(s.FreeBytes)+" free")
 	row("state", s.StateDir)
 	if s.Passthrough != "" {
 		row("passthrough", s.Passthrough)
@@ -263,7 +263,7 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 			case u.Error != "":
 				note = fmt.Sprintf("attempt %d: %s", u.Attempts, u.Error)
 			}
-			t.row("    "+progress(u.Done, u.Size), bytes(u.Size), shorten(u.Path, path), note)
+			t.row("    "+progress(u.Done, u.Size), sizeText(u.Size), shorten(u.Path, path), note)
 		}
 		t.flush()
 	}
@@ -286,7 +286,7 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 			if r.Error != "" {
 				note += ": " + r.Error
 			}
-			t.row("    "+progress(r.Done, r.Size), bytes(r.Size), shorten(r.Path, path), note)
+			t.row("    "+progress(r.Done, r.Size), sizeText(r.Size), shorten(r.Path, path), note)
 		}
 		t.flush()
 	}
@@ -326,9 +326,9 @@ func space(s jobs.Space) string {
 	if s.Files > 0 {
 		out = count(s.Files, "file") + ", "
 	}
-	out += bytes(s.Used)
+	out += sizeText(s.Used)
 	if s.Limit > 0 {
-		out += " of " + bytes(s.Limit)
+		out += " of " + sizeText(s.Limit)
 	}
 	return out
 }
@@ -347,7 +347,7 @@ func guard(g jobs.GuardStatus) string {
 		}
 		return used + " of " + limit
 	}
-	text := of(fmt.Sprint(g.Files), fmt.Sprint(g.FilesLimit)+" files", g.FilesLimit > 0) + ", " + of(bytes(g.Bytes), bytes(g.BytesLimit)+" in 24 h", g.BytesLimit > 0) + " recalled by reads"
+	text := of(fmt.Sprint(g.Files), fmt.Sprint(g.FilesLimit)+" files", g.FilesLimit > 0) + ", " + of(sizeText(g.Bytes), sizeText(g.BytesLimit)+" in 24 h", g.BytesLimit > 0) + " recalled by reads"
 	if g.Until != nil {
 		text += ", until " + when(*g.Until)
 	}

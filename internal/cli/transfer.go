@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/time/rate"
 
 	"github.com/casfs/casfs/cas"
 )
@@ -16,6 +17,15 @@ type uploadOptions struct {
 	description string
 	partSize    int64
 	parallel    int
+	bwlimit     int64
+}
+
+// limiter bounds a transfer's bytes per second; nil is no bound.
+func limiter(bytesPerSecond int64) *rate.Limiter {
+	if bytesPerSecond <= 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(bytesPerSecond), int(max(64<<10, min(bytesPerSecond/10, 4<<20))))
 }
 
 func (u uploadOptions) check() error {
@@ -23,7 +33,7 @@ func (u uploadOptions) check() error {
 		return usagef("--parallel is at least 1")
 	}
 	if u.partSize != 0 && (u.partSize < cas.MinPartSize || u.partSize > cas.MaxPartSize) {
-		return usagef("--part-size lies between %s and %s", bytes(cas.MinPartSize), bytes(cas.MaxPartSize))
+		return usagef("--part-size lies between %s and %s", sizeText(cas.MinPartSize), sizeText(cas.MaxPartSize))
 	}
 	if len(u.description) > cas.MaxDescription {
 		return usagef("--desc has at most %d bytes", cas.MaxDescription)
@@ -41,6 +51,7 @@ func (a *app) upload(cmd *cobra.Command, c *cas.Client, vault, name, uploadID st
 	started := ""
 	res, err := c.UploadFile(cmd.Context(), vault, name, cas.UploadOptions{
 		Description: u.description, PartSize: u.partSize, Parallel: u.parallel, UploadID: uploadID, Progress: b.set,
+		BandwidthLimit: limiter(u.bwlimit),
 		OnUploadID: func(id string) {
 			started = id
 			if uploadID == "" && !a.json {
@@ -65,7 +76,7 @@ func (a *app) upload(cmd *cobra.Command, c *cas.Client, vault, name, uploadID st
 		return a.printJSON(out)
 	}
 	if res.Skipped > 0 {
-		a.printf("resumed: %s of %s were there\n", bytes(res.Skipped), bytes(res.Size))
+		a.printf("resumed: %s of %s were there\n", sizeText(res.Skipped), sizeText(res.Size))
 	}
 	a.printf("archive    %s\ntree hash  %s\n", res.ArchiveID, res.TreeHash)
 	return nil
@@ -75,6 +86,7 @@ type fetchOptions struct {
 	force, wait, unverified bool
 	first, last             int64 // of the output; last -1: to its end
 	parallel                int
+	bwlimit                 int64
 }
 
 // fetch downloads a job's output to a file, or to standard output.
@@ -109,7 +121,7 @@ func (a *app) fetch(cmd *cobra.Command, c *cas.Client, vault, jobID, name string
 	}
 	b := a.newBar("fetching", total, true)
 	defer b.done()
-	fo := cas.FetchOptions{Parallel: o.parallel, Force: o.force, AllowUnverified: o.unverified, Progress: b.set}
+	fo := cas.FetchOptions{Parallel: o.parallel, Force: o.force, AllowUnverified: o.unverified, Progress: b.set, BandwidthLimit: limiter(o.bwlimit)}
 	var res cas.FetchResult
 	switch {
 	case name == "-":
@@ -135,7 +147,7 @@ func (a *app) fetch(cmd *cobra.Command, c *cas.Client, vault, jobID, name string
 		return a.printJSON(map[string]any{"file": name, "size": res.Size, "tree_hash": res.TreeHash, "verified": res.Verified, "skipped": res.Skipped})
 	}
 	if res.Skipped > 0 {
-		a.printf("resumed: %s of %s were there\n", bytes(res.Skipped), bytes(res.Size))
+		a.printf("resumed: %s of %s were there\n", sizeText(res.Skipped), sizeText(res.Size))
 	}
 	how := "verified"
 	if !res.Verified {
@@ -144,7 +156,7 @@ func (a *app) fetch(cmd *cobra.Command, c *cas.Client, vault, jobID, name string
 			how = "inventories have no hash"
 		}
 	}
-	a.printf("fetched %s to %s (%s)\n", bytes(res.Size), shown(name), how)
+	a.printf("fetched %s to %s (%s)\n", sizeText(res.Size), shown(name), how)
 	return nil
 }
 

@@ -76,7 +76,7 @@ func (a *app) uploadListCmd() *cobra.Command {
 		t := newTable(a.out)
 		t.row("UPLOAD", "PART SIZE", "STARTED", "DESCRIPTION")
 		for _, u := range ups {
-			t.row(u.UploadID, bytes(u.PartSize), when(u.CreationDate), u.Description)
+			t.row(u.UploadID, sizeText(u.PartSize), when(u.CreationDate), u.Description)
 		}
 		t.flush()
 		if marker != "" {
@@ -126,8 +126,8 @@ func (a *app) uploadShowCmd() *cobra.Command {
 		if !info.CreationDate.IsZero() {
 			t.row("expires", when(info.CreationDate.Add(uploadLife)))
 		}
-		t.row("part size", bytes(info.PartSize))
-		t.row("acknowledged", fmt.Sprintf("%s, %s", count(int64(len(parts)), "part"), bytes(total)))
+		t.row("part size", sizeText(info.PartSize))
+		t.row("acknowledged", fmt.Sprintf("%s, %s", count(int64(len(parts)), "part"), sizeText(total)))
 		t.flush()
 		if len(parts) > 0 {
 			t := newTable(a.out)
@@ -155,7 +155,7 @@ func (a *app) uploadResumeCmd() *cobra.Command {
 	cmd.Long = `Compares the parts the service has with FILE, sends what is missing and
 completes the archive. A FILE that differs from what was sent is refused before
 anything is sent.`
-	cmd.Flags().IntVar(&u.parallel, "parallel", 4, "parts in flight")
+	sendFlags(cmd, &u)
 	a.addJSON(cmd)
 	return cmd
 }

@@ -121,7 +121,7 @@ func (a *app) vaultListCmd() *cobra.Command {
 		t := newTable(a.out)
 		t.row("VAULT", "ARCHIVES", "SIZE", "LAST INVENTORY", "CREATED")
 		for _, v := range vaults {
-			t.row(v.Name, archives(v), bytes(v.Size), when(v.LastInventoryDate), when(v.CreationDate))
+			t.row(v.Name, archives(v), sizeText(v.Size), when(v.LastInventoryDate), when(v.CreationDate))
 		}
 		t.flush()
 		if marker != "" {
@@ -183,9 +183,9 @@ func (a *app) vaultShowCmd() *cobra.Command {
 
 func sizeAndBytes(n int64) string {
 	if n < 1024 {
-		return bytes(n)
+		return sizeText(n)
 	}
-	return fmt.Sprintf("%s (%d bytes)", bytes(n), n)
+	return fmt.Sprintf("%s (%d bytes)", sizeText(n), n)
 }
 
 func (a *app) vaultDeleteCmd() *cobra.Command {
@@ -318,7 +318,7 @@ func readInput(name string, most int64) ([]byte, error) {
 	}
 	b, err := io.ReadAll(io.LimitReader(in, most+1))
 	if err == nil && int64(len(b)) > most {
-		err = fmt.Errorf("%s is larger than %s", name, bytes(most))
+		err = fmt.Errorf("%s is larger than %s", name, sizeText(most))
 	}
 	return b, err
 }

@@ -1,0 +1,244 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestBadUsage(t *testing.T) {
+	u := newUser(t)
+	store := u.path("store")
+	u.ok("vault", "create", "v", "--local", store)
+	empty := u.path("empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	small := u.randomFile("small", 100, 1)
+	mnt := u.path("mnt")
+	if err := os.Mkdir(mnt, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	local := "--local=" + store
+	id := "-" + strings.Repeat("A1_-", 16)
+	for _, c := range []struct {
+		args string // separated by |
+		code int
+		want string // in the first line of standard error
+	}{
+		{"frobnicate", 2, `unknown verb "frobnicate"`},
+		{"statsu", 2, "did you mean status"},
+		{"--frobnicate", 2, "unknown flag: --frobnicate"},
+		{"vault", 2, "a verb is missing: list, create"},
+		{"vault|frob", 2, `there is no verb "frob"`},
+		{"vault|create", 2, "missing VAULT (usage: casfs vault create VAULT)"},
+		{"vault|create|a|b", 2, `too many arguments: "b"`},
+		{"vault|create|a/b|" + local, 2, "only A-Z a-z 0-9"},
+		{"vault|create|cas://|" + local, 2, "1 to 255 characters"},
+		{"vault|list|--limit|0|" + local, 2, "--limit is between 1 and 1000"},
+		{"vault|list|--limit|x|" + local, 2, "--limit"},
+		{"vault|list", 2, "which service?"},
+		{"vault|list|--endpoint|http://127.0.0.1:1|" + local, 2, "exclude each other"},
+		{"vault|list|--endpoint|ftp://x", 1, "no credentials"},
+		{"vault|list|--config-file|/nonexistent", 1, "/nonexistent: no such file"},
+		{"vault|list|--local|/proc/nothing", 1, "there is no store in"},
+		{"vault|show|nope|" + local, 1, "ResourceNotFoundException"},
+		{"vault|policy|get|nope|" + local, 1, "ResourceNotFoundException"},
+		{"archive|upload|v", 2, "missing FILE"},
+		{"archive|upload|v|/nonexistent|" + local, 1, "no such file"},
+		{"archive|upload|v|" + empty + "|" + local, 1, "at least one byte"},
+		{"archive|upload|v|" + mnt + "|" + local, 1, "not a regular file"},
+		{"archive|upload|v|" + small + "|-p|3X|" + local, 2, "is not a size"},
+		{"archive|upload|v|" + small + "|-p|1K|" + local, 2, "--part-size lies between"},
+		{"archive|upload|v|" + small + "|--desc|" + strings.Repeat("x", 1025) + "|" + local, 2, "at most 1024 bytes"},
+		{"archive|upload|nope|" + small + "|" + local, 1, "ResourceNotFoundException"},
+		{"job|show|v|" + id + "|" + local, 1, "ResourceNotFoundException"},
+		{"job|show|v|--|" + id, 2, "which service?"},
+		{"job|show|v|-short|" + local, 2, "unknown shorthand flag"},
+		{"job|fetch|v|" + id + "|" + small + "|" + local, 1, "file already exists"},
+		{"job|fetch|v|" + id + "|-|--range|5-1|" + local, 2, "ends before it begins"},
+		{"job|fetch|v|" + id + "|-|--range|0-1|--start|1|" + local, 2, "--range excludes"},
+		{"job|start|v|--tier|Bulk|" + local, 2, "--tier needs an ARCHIVE"},
+		{"job|start|v|" + id + "|--limit|5|" + local, 2, "belongs to inventories"},
+		{"job|start|v|" + id + "|--tier|fast|" + local, 2, "is not one of Expedited, Standard, Bulk"},
+		{"job|start|v|--start-date|yesterday|" + local, 2, "is not a time"},
+		{"job|start|v|--limit|10001|" + local, 2, "between 1 and 10000"},
+		{"job|start|v|" + id + "|--to-cos|x|" + local, 2, "is not BUCKET/OBJECT"},
+		{"upload|resume|v|" + id + "|" + small + "|" + local, 1, "ResourceNotFoundException"},
+		{"upload|part|v|" + id + "|" + small + "|0|200|" + local, 2, "beyond the file's last byte"},
+		{"upload|complete|v|" + id + "|10|abc|" + local, 2, "64 hexadecimal digits"},
+		{"treehash|" + small + "|0", 2, "missing END"},
+		{"treehash|/nonexistent", 1, "no such file"},
+		{"serve", 2, "missing --dir"},
+		{"serve|--dir|" + u.path("s2") + "|--tls-cert|x", 2, "go together"},
+		{"serve|--dir|" + u.path("s2") + "|--tls-cert|x|--tls-key|y", 1, "certificate: open x: no such file"},
+		{"serve|--dir|" + u.path("s2") + "|--listen|256.0.0.1:x", 1, "listen tcp"},
+		{"serve|--dir|" + u.path("s2") + "|--standard|soon", 2, "is not a duration"},
+		{"mount", 2, "missing MOUNTPOINT"},
+		{"mount|a|b|c", 2, "too many arguments"},
+		{"mount|" + mnt, 2, "which service?"},
+		{"mount|a b|" + mnt + "|" + local, 2, "vault name"},
+		{"mount|" + mnt + "|--settle|never|" + local, 2, "is not a duration"},
+		{"mount|" + mnt + "|--cache-size|200%|" + local, 2, "is not a percentage"},
+		{"mount|" + mnt + "|--tier|warp|" + local, 2, "is not one of"},
+		{"mount|" + mnt + "|--trash|sometimes|" + local, 2, "--trash is min-age"},
+		{"mount|" + mnt + "|--segment-size|100|" + local, 2, "multiple of 1M"},
+		{"mount|" + mnt + "|--recall-deny-comm|[|" + local, 2, "not a pattern"},
+		{"mount|" + u.path("store/mnt") + "|" + local, 2, "must not lie in one another"},
+		{"mount|" + u.home + "|" + local, 2, "must not lie in one another"},
+		{"mount|" + mnt + "|--state-dir|" + mnt + "/state|" + local, 2, "must not lie in one another"},
+		{"mount|" + u.path("missing") + "|" + local, 1, "missing"},
+		{"mount|" + small + "|" + local, 1, "small"},
+		{"umount|" + mnt, 1, "is no casfs mount point"},
+		{"status|" + mnt, 1, "not inside a casfs mount"},
+		{"status|/nonexistent", 1, "not inside a casfs mount"},
+		{"stat|" + small, 1, "not inside a casfs mount"},
+		{"stat|/nonexistent", 1, "no such file"},
+		{"sync", 2, "missing PATH"},
+		{"evict|" + mnt, 1, "not inside a casfs mount"},
+		{"recall", 2, "missing PATH"},
+		{"recall|x|--range|5", 2, "not a range"},
+		{"recall|x|-0", 2, "--from-file"},
+		{"recall|--from-file|/nonexistent", 1, "no such file"},
+		{"trash|purge", 2, "--all"},
+		{"allow|--files|-3", 2, "is not a number"},
+		{"allow", 1, "no casfs mount is running"},
+		{"completion|tcsh", 2, "only for bash"},
+	} {
+		args := strings.Split(c.args, "|")
+		r := u.casfs(args...)
+		first, _, _ := strings.Cut(r.err, "\n")
+		if r.code != c.code || !strings.Contains(first, c.want) || !strings.HasPrefix(first, "casfs") {
+			t.Errorf("want exit %d and %q in the first line; got %v", c.code, c.want, r)
+		}
+		if lines := strings.Count(r.err, "\n"); lines > 2 {
+			t.Errorf("%d lines on standard error: %v", lines, r)
+		}
+		if r.out != "" {
+			t.Errorf("something on standard output: %v", r)
+		}
+	}
+	if left, _ := os.ReadDir(mnt); len(left) > 0 {
+		t.Errorf("bad usage left things in the mount point: %v", left)
+	}
+	if _, err := os.Stat(filepath.Join(u.home, "state")); err == nil {
+		t.Error("bad usage made a state directory")
+	}
+}
+
+func TestSettingsPrecedence(t *testing.T) {
+	u := newUser(t)
+	value := func(name string, extra []string, args ...string) (string, string) {
+		t.Helper()
+		v := &user{t: t, home: u.home, env: append(append([]string{}, u.env...), extra...)}
+		var out struct {
+			Settings []struct{ Name, Value, From string }
+		}
+		v.json(&out, append([]string{"config", "show"}, args...)...)
+		for _, s := range out.Settings {
+			if s.Name == name {
+				return s.Value, s.From
+			}
+		}
+		t.Fatalf("no setting %s", name)
+		return "", ""
+	}
+	check := func(name, want, from string, extra []string, args ...string) {
+		t.Helper()
+		if got, src := value(name, extra, args...); got != want || src != from {
+			t.Errorf("%s: got %q from %s, want %q from %s", name, got, src, want, from)
+		}
+	}
+	check("settle", "30s", "default", nil)
+	dir := filepath.Join(u.home, ".config", "casfs")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	conf := filepath.Join(dir, "config.ini")
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(conf, "[casfs]\nsettle = 10s\nread-only = yes\n")
+	write(filepath.Join(u.home, ".cascmd_credentials"), "[CASCredentials]\nendpoint = cas.example.com\nappid = 125\nsecretid = AKIDexample\nsecretkey = a#b;c=d\n")
+	check("settle", "10s", "file", nil)
+	check("read-only", "yes", "file", nil)
+	check("endpoint", "cas.example.com", "file", nil)
+	check("appid", "125", "file", nil)
+	check("secret id", "AKIDexample", filepath.Join(u.home, ".cascmd_credentials"), nil)
+	check("secret key", "(hidden)", filepath.Join(u.home, ".cascmd_credentials"), nil)
+	check("settle", "5s", "environment", []string{"CASFS_SETTLE=5s"})
+	check("settle", "1s", "flag", []string{"CASFS_SETTLE=5s"}, "--settle", "1s")
+	check("secret id", "other", "environment", []string{"TENCENTCLOUD_SECRET_ID=other", "TENCENTCLOUD_SECRET_KEY=k"})
+	if out := u.ok("config", "show"); strings.Contains(out, "a#b") {
+		t.Error("the secret key is shown")
+	}
+
+	v := &user{t: t, home: u.home, env: append(append([]string{}, u.env...), "CASFS_SETTLE=never")}
+	if r := v.casfs("config", "show"); r.code != 2 || !strings.Contains(r.err, "CASFS_SETTLE") {
+		t.Errorf("a wrong value must name its source:\n%v", r)
+	}
+	write(conf, "[casfs]\nsetle = 10s\n")
+	if r := u.casfs("config", "show"); r.code != 2 || !strings.Contains(r.err, conf) || !strings.Contains(r.err, "setle") {
+		t.Errorf("an unknown setting must name its file:\n%v", r)
+	}
+	os.Remove(conf)
+	if err := os.Chmod(filepath.Join(u.home, ".cascmd_credentials"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if r := u.casfs("config", "show"); r.code != 0 || !strings.Contains(r.err, "chmod 600") {
+		t.Errorf("a key that others can read must be warned about:\n%v", r)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	u := newUser(t)
+	if r := u.casfsIn("AKIDx\nsecret\n", "config", "--region", "ap-chengdu", "--appid", "1250000000"); r.code != 0 {
+		t.Fatal(r)
+	}
+	name := filepath.Join(u.home, ".config", "casfs", "config.ini")
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, _ := os.Stat(name)
+	if st.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, want 0600", st.Mode())
+	}
+	for _, want := range []string{"[CASCredentials]", "cas.ap-chengdu.myqcloud.com", "1250000000", "AKIDx", "secret"} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("%q is missing in\n%s", want, b)
+		}
+	}
+	if r := u.casfsIn("a\nb\n", "config", "--region", "x"); r.code != 1 || !strings.Contains(r.err, "--force") {
+		t.Errorf("an account must not be overwritten without --force:\n%v", r)
+	}
+	if r := u.casfsIn("a\n", "config", "--region", "x", "--force"); r.code != 2 || !strings.Contains(r.err, "secret key") {
+		t.Errorf("half an account:\n%v", r)
+	}
+}
+
+func TestManPagesAndCompletion(t *testing.T) {
+	u := newUser(t)
+	dir := u.path("man")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	u.ok("man", dir)
+	for _, name := range []string{"casfs.1", "casfs-mount.1", "casfs-vault-policy-set.1"} {
+		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !strings.Contains(string(b), ".TH") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if out := u.ok("completion", shell); !strings.Contains(out, "casfs") {
+			t.Errorf("completion for %s: %.100q", shell, out)
+		}
+	}
+	if out := u.ok("version"); !strings.HasPrefix(out, "casfs ") {
+		t.Errorf("version: %q", out)
+	}
+}
