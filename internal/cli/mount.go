@@ -398,7 +398,7 @@ func (d *mountDaemon) run(ready func(string)) error {
 	if d.args.vault != "" {
 		what = "vault " + d.args.vault
 	}
-	d.log.Info("mounted", "mountpoint", d.args.mountpoint, "service", d.source, "state", d.stateDir, "pid", os.Getpid())
+	d.log.Info("ready", "mountpoint", d.args.mountpoint, "service", d.source, "state", d.stateDir, "pid", os.Getpid())
 	ready(fmt.Sprintf("mounted %s of %s on %s", what, d.source, d.args.mountpoint))
 
 	gone := make(chan struct{})

@@ -304,6 +304,17 @@ func TestSocket(t *testing.T) {
 	}
 }
 
+func TestPanicIsAnswered(t *testing.T) {
+	e := &fakeEngine{sync: func(context.Context, []uint64, func(jobs.Progress)) error { panic("boom") }}
+	_, c := start(t, e, nil)
+	if err := c.Sync(t.Context(), nil, nil); err == nil || !strings.Contains(err.Error(), "boom") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := c.Status(t.Context()); err != nil {
+		t.Errorf("after a crash of one request: %v", err)
+	}
+}
+
 func TestBadRequests(t *testing.T) {
 	_, c := start(t, &fakeEngine{}, nil)
 	if _, err := call[none](t.Context(), c, "frobnicate", none{}, nil, nil); err == nil || !strings.Contains(err.Error(), "does not know") {

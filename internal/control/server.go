@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -163,6 +164,13 @@ func handle[Req, Rep any](s *Server, mux *http.ServeMux, verb string, fn func(co
 		s.replies.Add(1)
 		answered := sync.OnceFunc(s.replies.Done)
 		defer answered()
+		defer func() {
+			// A bug in one verb must not take the mount down, nor go unheard.
+			if p := recover(); p != nil {
+				s.Logger.Error("request crashed", "verb", verb, "panic", p, "stack", string(debug.Stack()))
+				st.send(line{Error: &Error{Message: fmt.Sprintf("internal error in the running casfs: %v", p)}})
+			}
+		}()
 		var req Req
 		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
 			w.WriteHeader(http.StatusBadRequest)
