@@ -24,7 +24,7 @@ func (a *app) theMount(ctx context.Context, path string) (*daemon, error) {
 		}
 		return groups[0].daemon, nil
 	}
-	all, err := a.daemons(ctx)
+	all, _, err := a.daemons(ctx)
 	switch {
 	case err != nil:
 		return nil, err

@@ -133,7 +133,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 75 not finished yet
 	group("mounts", a.mountCmd(), a.umountCmd(), a.statusCmd(), a.inventoryCmd(), a.checkCmd(), a.allowCmd(), a.trashCmd())
 	group("files", a.syncCmd(), a.recallCmd(), a.evictCmd(), a.statCmd())
 	group("service", a.serveCmd(), a.vaultCmd(), a.archiveCmd(), a.uploadCmd(), a.jobCmd(), a.treehashCmd())
-	root.AddCommand(a.configCmd(), a.completionCmd(), a.versionCmd(), a.manCmd())
+	root.AddCommand(a.configCmd(), a.completionCmd(), a.versionCmd(), a.manCmd(), a.findMountCmd())
 	setUsage(root)
 	return root
 }

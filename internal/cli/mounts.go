@@ -3,16 +3,20 @@ package cli
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	iofs "io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/casfs/casfs/fs"
 	"github.com/casfs/casfs/internal/control"
@@ -92,37 +96,127 @@ func dialState(ctx context.Context, stateDir string) *daemon {
 	return &daemon{c, info}
 }
 
-// daemons finds every casfs of this user: those with state below the state
-// directory of this user, mounted or still draining, and those mounted elsewhere.
-func (a *app) daemons(ctx context.Context) ([]*daemon, error) {
+// known finds the daemons with state below the state directory in force,
+// mounted or still draining. It does not touch any mount.
+func (a *app) known(ctx context.Context) []*daemon {
+	base, err := a.set.stateBase()
+	if err != nil {
+		return nil
+	}
 	var out []*daemon
-	seen := map[int]bool{}
-	add := func(d *daemon) {
-		if d != nil && !seen[d.info.PID] {
-			seen[d.info.PID] = true
+	sockets, _ := filepath.Glob(filepath.Join(globEscape(base), "*", controlSocket))
+	for _, s := range sockets {
+		if d := dialState(ctx, filepath.Dir(s)); d != nil {
 			out = append(out, d)
 		}
 	}
-	base, err := a.set.stateBase()
-	if err == nil {
-		sockets, _ := filepath.Glob(filepath.Join(globEscape(base), "*", controlSocket))
-		for _, s := range sockets {
-			add(dialState(ctx, filepath.Dir(s)))
-		}
+	return out
+}
+
+// unreached is a mount whose daemon cannot be talked to, and why.
+type unreached struct {
+	mountEntry
+	err error
+}
+
+// daemons finds every casfs of this user: the known ones, and those mounted with another state directory.
+func (a *app) daemons(ctx context.Context) ([]*daemon, []unreached, error) {
+	out := a.known(ctx)
+	seen := map[string]bool{}
+	for _, d := range out {
+		seen[d.info.Mountpoint] = true
 	}
 	mounts, err := casfsMounts()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	var missing []unreached
 	for _, m := range mounts {
-		if m.uid >= 0 && m.uid != os.Geteuid() && os.Geteuid() != 0 {
+		if seen[m.point] || m.uid >= 0 && m.uid != os.Geteuid() && os.Geteuid() != 0 {
 			continue
 		}
-		if d, err := a.daemonAt(ctx, m.point); err == nil {
-			add(d)
+		seen[m.point] = true
+		d, err := a.probeMount(ctx, m.point)
+		if err != nil {
+			missing = append(missing, unreached{m, err})
+			continue
 		}
+		out = append(out, d)
 	}
-	return out, nil
+	return out, missing, nil
+}
+
+// probeTime is how long a mount may take to name its control socket.
+const probeTime = 5 * time.Second
+
+// probeMount finds a mount's daemon through a process of its own: a call into a mount whose
+// daemon hangs cannot be ended, not even by SIGKILL, and would keep this process from exiting.
+func (a *app) probeMount(ctx context.Context, point string) (*daemon, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self, "find-mount", "--", point)
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	cmd.Stdout = w
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return nil, err
+	}
+	go cmd.Wait()
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Now()) })
+	defer stop()
+	var found mountFound
+	if err := json.NewDecoder(r).Decode(&found); err != nil {
+		cmd.Process.Kill()
+		return nil, errHung
+	}
+	switch {
+	case found.Stale:
+		return nil, fs.ErrStaleMount
+	case found.Error != "":
+		return nil, errors.New(found.Error)
+	}
+	c, info, err := control.Dial(ctx, found.Control)
+	if err != nil {
+		return nil, err
+	}
+	return &daemon{c, info}, nil
+}
+
+var errHung = errors.New("the mount does not answer")
+
+// mountFound is what find-mount tells.
+type mountFound struct {
+	Control string `json:"control,omitempty"`
+	Stale   bool   `json:"stale,omitempty"`
+	Error   string `json:"error,omitempty"`
+}
+
+func (a *app) findMountCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:    "find-mount PATH",
+		Hidden: true,
+		Args:   positional(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var found mountFound
+			if errors.Is(fs.Check(fs.Options{Mountpoint: args[0]}), fs.ErrStaleMount) {
+				found.Stale = true
+			} else if _, socket, err := fs.Find(cmd.Context(), args[0]); err != nil {
+				found.Error = err.Error()
+			} else {
+				found.Control = socket
+			}
+			return a.printJSON(found)
+		},
+	}
 }
 
 func globEscape(s string) string {

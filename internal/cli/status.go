@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	iofs "io/fs"
 	"os"
 	"strings"
 	"time"
@@ -66,27 +67,18 @@ func (a *app) gather(ctx context.Context, path string) ([]oneStatus, error) {
 		}
 		ds = []*daemon{d}
 	} else {
+		var missing []unreached
 		var err error
-		if ds, err = a.daemons(ctx); err != nil {
+		if ds, missing, err = a.daemons(ctx); err != nil {
 			return nil, err
 		}
-		alive := map[string]bool{}
-		for _, d := range ds {
-			alive[d.info.Mountpoint] = true
-		}
-		mounts, err := casfsMounts()
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range mounts {
-			if alive[m.point] {
-				continue
-			}
-			one := oneStatus{Status: jobs.Status{Mountpoint: m.point, Endpoint: m.source}}
-			if errors.Is(fs.Check(fs.Options{Mountpoint: m.point}), fs.ErrStaleMount) {
+		for _, m := range missing {
+			one := oneStatus{Status: jobs.Status{Mountpoint: m.point, Endpoint: m.source}, Error: m.err.Error()}
+			switch {
+			case errors.Is(m.err, fs.ErrStaleMount):
 				one.Dead, one.Error = true, "its casfs has died; mount it again with --force, or casfs umount clears it away"
-			} else {
-				one.Error = "it does not answer, or belongs to another user"
+			case errors.Is(m.err, iofs.ErrPermission):
+				one.Error = "mounted by another user"
 			}
 			dead = append(dead, one)
 		}
@@ -119,11 +111,7 @@ func (a *app) statusTarget(ctx context.Context, path string) (*daemon, error) {
 	if !errors.Is(err, fs.ErrNotMounted) {
 		return d, err
 	}
-	all, derr := a.daemons(ctx)
-	if derr != nil {
-		return nil, derr
-	}
-	for _, d := range all {
+	for _, d := range a.known(ctx) {
 		if d.info.Mountpoint == path {
 			return d, nil
 		}

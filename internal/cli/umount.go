@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -101,33 +100,32 @@ func (a *app) umount(ctx context.Context, arg string, timeout time.Duration, laz
 // daemonOf finds the daemon that mounts, or has just unmounted, a mount point;
 // nil when it has died and its mount was cleared away.
 func (a *app) daemonOf(ctx context.Context, point string) (*daemon, error) {
+	for _, d := range a.known(ctx) {
+		// Also one that was unmounted by other means and is still archiving.
+		if d.info.Mountpoint == point || d.info.Mountpoint == realPath(point) {
+			return d, nil
+		}
+	}
 	mounts, err := casfsMounts()
 	if err != nil {
 		return nil, err
 	}
 	mounted := false
 	for _, m := range mounts {
-		mounted = mounted || m.point == point || m.point == realPath(filepath.Dir(point))+"/"+filepath.Base(point)
+		mounted = mounted || m.point == point || m.point == realPath(point)
 	}
 	if !mounted {
-		// Unmounted by other means, it may still be archiving.
-		all, err := a.daemons(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, d := range all {
-			if d.info.Mountpoint == point {
-				return d, nil
-			}
-		}
 		return nil, advise(fmt.Errorf("%s is no casfs mount point", point), "casfs status lists the mounts")
 	}
-	err = fs.Check(fs.Options{Mountpoint: point})
-	if errors.Is(err, fs.ErrStaleMount) {
+	d, err := a.probeMount(ctx, point)
+	switch {
+	case errors.Is(err, fs.ErrStaleMount):
 		if err := fs.CleanStale(point); err != nil {
 			return nil, fmt.Errorf("clear the dead mount on %s: %w", point, err)
 		}
 		return nil, nil
+	case errors.Is(err, errHung):
+		return nil, advise(fmt.Errorf("%s: %w", point, err), "fusermount3 -uz %s detaches it; what was written is in its state directory", point)
 	}
-	return a.daemonAt(ctx, point)
+	return d, err
 }

@@ -103,7 +103,7 @@ func TestBadUsage(t *testing.T) {
 		{"recall|--from-file|/nonexistent", 1, "no such file"},
 		{"trash|purge", 2, "--all"},
 		{"allow|--files|-3", 2, "is not a number"},
-		{"allow", 1, "no casfs mount is running"},
+		{"allow|--mount|" + mnt, 1, "not inside a casfs mount"},
 		{"completion|tcsh", 2, "only for bash"},
 	} {
 		args := strings.Split(c.args, "|")
