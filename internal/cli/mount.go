@@ -196,19 +196,25 @@ func (a *app) mount(ctx context.Context, m mountArgs) error {
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
-	// Logging: to the terminal, or for daemons to a file that stands beside the state.
-	logFile := s.LogFile
+	// The service: endpoint, key and clock are right, the vault is there.
 	svcLog := &lateHandler{}
 	a.makeStore = true
 	svc, err := a.connect(slog.New(svcLog))
 	if err != nil {
 		return err
 	}
+	unreachable := svc.probe(ctx, m.vault)
+	if unreachable != nil && (!m.offline || !errors.Is(unreachable, cas.ErrUnavailable)) {
+		return unreachable
+	}
+
+	// Logging: to the terminal, or for daemons to a file that stands beside the state.
 	stateDir := filepath.Join(base, stateName(svc))
 	cacheDir := stateDir
 	if cacheBase != "" {
 		cacheDir = filepath.Join(cacheBase, stateName(svc))
 	}
+	logFile := s.LogFile
 	if logFile == "" && m.daemon {
 		logFile = filepath.Join(stateDir, "log")
 	}
@@ -255,12 +261,10 @@ func (a *app) mount(ctx context.Context, m mountArgs) error {
 	}
 	defer d.closeEngine()
 
-	// The service: endpoint, key and clock are right, the vault is there.
-	if err := d.probe(ctx, svc); err != nil {
-		if !m.offline || !errors.Is(err, cas.ErrUnavailable) {
-			return err
-		}
-		log.Warn("the service cannot be reached; mounting offline", "err", err)
+	if unreachable != nil {
+		log.Warn("the service cannot be reached; mounting offline", "err", unreachable)
+	} else if err := engine.Probe(ctx); err != nil {
+		return err
 	}
 
 	// The control socket, then the mount, then the work.
@@ -325,11 +329,12 @@ type mountDaemon struct {
 	server   *control.Server
 	signals  chan os.Signal
 
-	mu          sync.Mutex
-	unmounting  bool           // a umount verb has taken over
-	unmountDone chan struct{}  // closed when that verb is through with draining
-	left        []jobs.Pending // what it could not archive
-	draining    bool
+	unmountDone chan struct{} // closed when a umount verb is through with draining
+
+	mu         sync.Mutex
+	unmounting bool           // a umount verb has taken over
+	left       []jobs.Pending // what it could not archive
+	draining   bool           // detached; only archiving is left
 
 	closeOnce sync.Once
 }
@@ -340,31 +345,6 @@ func (d *mountDaemon) closeEngine() {
 			d.log.Error("close state", "err", err)
 		}
 	})
-}
-
-// probeTimeout bounds the first question to the service, retries included.
-const probeTimeout = 45 * time.Second
-
-// probe asks the service for the vaults, and turns refusals into what a user can do about them.
-func (d *mountDaemon) probe(ctx context.Context, svc *service) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, fmt.Errorf("%w: no answer within %v", cas.ErrUnavailable, probeTimeout))
-	defer cancel()
-	err := d.engine.Probe(ctx)
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, cas.ErrUnavailable) {
-			err = cause
-		}
-	}
-	switch {
-	case errors.Is(err, cas.ErrNotFound) && d.args.vault != "":
-		return advise(fmt.Errorf("vault %s does not exist at %s", d.args.vault, svc.endpoint), "create it with casfs vault create %s", d.args.vault)
-	case errors.Is(err, cas.ErrUnavailable):
-		return advise(fmt.Errorf("%s cannot be reached: %w", svc.endpoint, err), "check the network and the endpoint; --offline mounts what is known already")
-	}
-	return fmt.Errorf("%s refuses: %w", svc.endpoint, err)
 }
 
 func (d *mountDaemon) info() control.Info {
@@ -556,6 +536,9 @@ func (d *mountDaemon) unmount(ctx context.Context, r control.UnmountRequest, pro
 		}
 		return control.UnmountReply{}, err
 	}
+	d.mu.Lock()
+	d.draining = true
+	d.mu.Unlock()
 	defer close(d.unmountDone)
 	d.mnt.Wait() // lazily: until the last file is closed
 	d.engine.StopAdmitting()

@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/casfs/casfs/cas"
 	"github.com/casfs/casfs/internal/cli/version"
@@ -14,7 +16,8 @@ import (
 // service is the service a verb talks to.
 type service struct {
 	client   *cas.Client
-	endpoint string // as shown to people
+	opts     cas.Options // the client's
+	endpoint string      // as shown to people
 	appID    string
 	secretID string
 	local    *localStore // set for the embedded store
@@ -22,8 +25,9 @@ type service struct {
 
 // connect builds the client for the settings. It contacts nothing but, for --local, opens the store.
 func (a *app) connect(log *slog.Logger) (*service, error) {
+	storeLog := log
 	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+		log, storeLog = a.retryLog(), slog.New(slog.DiscardHandler)
 	}
 	s := &a.set
 	if s.AppID != "" && s.AppID != "-" && !isDecimal(s.AppID) {
@@ -34,7 +38,7 @@ func (a *app) connect(log *slog.Logger) (*service, error) {
 	case s.Local != "" && remote == s.from["local"]:
 		return nil, usagef("--local and --endpoint exclude each other")
 	case s.Local != "" && s.from["local"] > remote:
-		return a.connectLocal(log)
+		return a.connectLocal(log, storeLog)
 	}
 	endpoint := s.Endpoint
 	switch {
@@ -51,18 +55,69 @@ func (a *app) connect(log *slog.Logger) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := cas.New(cas.Options{
+	opts := cas.Options{
 		Endpoint:    endpoint,
 		AppID:       s.AppID,
 		Credentials: creds,
 		Logger:      log,
 		UserAgent:   "casfs/" + version.Version(),
-	})
+	}
+	client, err := cas.New(opts)
 	if err != nil {
 		return nil, usagef("%v", err)
 	}
 	a.onExit(client.Close)
-	return &service{client: client, endpoint: endpoint, appID: s.AppID, secretID: creds.SecretID}, nil
+	return &service{client: client, opts: opts, endpoint: endpoint, appID: s.AppID, secretID: creds.SecretID}, nil
+}
+
+// probeTimeout bounds the first question to the service, retries included.
+const probeTimeout = 30 * time.Second
+
+// probe asks the service one question, to find out before anything is changed
+// whether endpoint, key and clock are right and the vault ("": any) is there.
+func (s *service) probe(ctx context.Context, vault string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, fmt.Errorf("%w: no answer within %v", cas.ErrUnavailable, probeTimeout))
+	defer cancel()
+	opts := s.opts
+	opts.Retry = cas.RetryPolicy{MaxAttempts: 3}
+	opts.Stall = probeTimeout
+	client, err := cas.New(opts)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if vault != "" {
+		_, err = client.DescribeVault(ctx, vault)
+	} else {
+		_, err = client.ListVaults(ctx, cas.Page{Limit: 1})
+	}
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, cas.ErrUnavailable) {
+		err = cause
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, cas.ErrNotFound) && vault != "":
+		return advise(fmt.Errorf("vault %s does not exist at %s", vault, s.endpoint), "create it with casfs vault create %s", vault)
+	case errors.Is(err, cas.ErrUnavailable):
+		return advise(fmt.Errorf("%s cannot be reached: %w", s.endpoint, err), "check the network and the endpoint; --offline mounts what is known already")
+	}
+	return fmt.Errorf("%s refuses: %w", s.endpoint, err)
+}
+
+// retryLog shows on a terminal that a request is being repeated, so that nobody wonders about the silence.
+func (a *app) retryLog() *slog.Logger {
+	if !isTerminal(a.errOut) {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(a.errOut, &slog.HandlerOptions{
+		ReplaceAttr: func(groups []string, attr slog.Attr) slog.Attr {
+			if len(groups) == 0 && attr.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return attr
+		},
+	}))
 }
 
 func isDecimal(s string) bool {

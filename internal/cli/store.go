@@ -45,7 +45,7 @@ type localStore struct {
 }
 
 // connectLocal opens the embedded store of --local.
-func (a *app) connectLocal(log *slog.Logger) (*service, error) {
+func (a *app) connectLocal(log, storeLog *slog.Logger) (*service, error) {
 	dir, err := absolute(a.set.Local)
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func (a *app) connectLocal(log *slog.Logger) (*service, error) {
 			return nil, advise(fmt.Errorf("there is no store in %s", dir), "casfs mount --local, casfs serve and casfs vault create --local make one")
 		}
 	}
-	st, err := openLocal(a.set.storeOptions(dir, log), log)
+	st, err := openLocal(a.set.storeOptions(dir, storeLog), storeLog)
 	if err != nil {
 		return nil, err
 	}
@@ -75,18 +75,19 @@ func (a *app) connectLocal(log *slog.Logger) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := cas.New(cas.Options{
+	opts := cas.Options{
 		Endpoint:    "unix://" + st.own.Addr().String(),
 		AppID:       creds.AppID,
 		Credentials: cas.Credentials{SecretID: creds.SecretID, SecretKey: creds.SecretKey},
 		Logger:      log,
 		UserAgent:   "casfs/" + version.Version(),
-	})
+	}
+	client, err := cas.New(opts)
 	if err != nil {
 		return nil, err
 	}
 	a.onExit(client.Close)
-	return &service{client: client, endpoint: "local:" + dir, appID: creds.AppID, secretID: creds.SecretID, local: st}, nil
+	return &service{client: client, opts: opts, endpoint: "local:" + dir, appID: creds.AppID, secretID: creds.SecretID, local: st}, nil
 }
 
 // storeOptions are the embedded store's, from the flags that casfs serve and --local share.
@@ -118,9 +119,6 @@ func (s *settings) storeOptions(dir string, log *slog.Logger) local.Options {
 // openLocal makes the store reachable through its own socket; the error is the
 // store's, unless another process holds it and answers.
 func openLocal(o local.Options, log *slog.Logger) (*localStore, error) {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,9 +101,10 @@ func (a *app) umount(ctx context.Context, arg string, timeout time.Duration, laz
 // daemonOf finds the daemon that mounts, or has just unmounted, a mount point;
 // nil when it has died and its mount was cleared away.
 func (a *app) daemonOf(ctx context.Context, point string) (*daemon, error) {
+	real := filepath.Join(realPath(filepath.Dir(point)), filepath.Base(point)) // without touching the mount
 	for _, d := range a.known(ctx) {
 		// Also one that was unmounted by other means and is still archiving.
-		if d.info.Mountpoint == point || d.info.Mountpoint == realPath(point) {
+		if d.info.Mountpoint == point || d.info.Mountpoint == real {
 			return d, nil
 		}
 	}
@@ -112,7 +114,7 @@ func (a *app) daemonOf(ctx context.Context, point string) (*daemon, error) {
 	}
 	mounted := false
 	for _, m := range mounts {
-		mounted = mounted || m.point == point || m.point == realPath(point)
+		mounted = mounted || m.point == point || m.point == real
 	}
 	if !mounted {
 		return nil, advise(fmt.Errorf("%s is no casfs mount point", point), "casfs status lists the mounts")
