@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cache/content"
@@ -55,7 +54,7 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 	case r.recalling(verKey{v.Ino, v.V}):
 		return 0, errRecalling
 	case local == nil: // recorded, but not there
-		return 0, r.setVersion(f, func(v *catalog.Version) { v.Local, v.Complete = 0, false })
+		return 0, r.changeVersion(f, r.e.catalog.Reclaim, func(v *catalog.Version) { v.Local, v.Complete = 0, false })
 	}
 	if local.Kind() != content.Content {
 		return 0, errInUseNow // being turned into content
@@ -71,7 +70,7 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 		case keep > 0:
 			head, tail := keep, v.Size-(v.Size-keep)/mib*mib
 			if v.Complete {
-				if err := r.setVersion(f, func(v *catalog.Version) { v.Complete = false }); err != nil {
+				if err := r.changeVersion(f, r.e.catalog.Reclaim, func(v *catalog.Version) { v.Complete = false }); err != nil {
 					return 0, err
 				}
 			}
@@ -84,7 +83,7 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 			return before - after, err
 		}
 	}
-	if err := r.setVersion(f, func(v *catalog.Version) { v.Local, v.Complete = 0, false }); err != nil {
+	if err := r.changeVersion(f, r.e.catalog.Reclaim, func(v *catalog.Version) { v.Local, v.Complete = 0, false }); err != nil {
 		return 0, err
 	}
 	changed = true
@@ -93,7 +92,6 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 		r.log.Warn("closing an evicted file", "ino", f.ino, "error", err)
 	}
 	r.mu.Lock()
-	delete(r.locals, v.Local)
 	r.stubBytes -= r.stubs[v.Local]
 	delete(r.stubs, v.Local)
 	for _, x := range v.Extents {
@@ -160,59 +158,24 @@ func (r *recaller) recalling(key verKey) bool {
 
 // evictLocal is content.Options.Evict: id is a local file number.
 func (r *recaller) evictLocal(id uint64) error {
-	key, ok := r.ownerOf(id)
-	if !ok {
+	var v catalog.Version
+	err := r.e.catalog.View(func(tx *catalog.Tx) (err error) {
+		v, err = tx.VersionByLocal(id)
+		return err
+	})
+	if errors.Is(err, catalog.ErrNotExist) {
 		return errNotOurs
 	}
-	f, err := r.e.acquire(key.ino)
+	if err != nil {
+		return err
+	}
+	f, err := r.e.acquire(v.Ino)
 	if err != nil {
 		return err
 	}
 	defer f.put()
 	_, err = r.evictFile(f, false, true, id)
-	if errors.Is(err, errNotOurs) {
-		r.mu.Lock()
-		delete(r.locals, id)
-		r.mu.Unlock()
-	}
 	return err
-}
-
-// ownerOf finds the version a local file belongs to. Uploads make local files into content without
-// telling, so what is not known is looked for once in a while.
-func (r *recaller) ownerOf(id uint64) (verKey, bool) {
-	r.mu.Lock()
-	key, ok := r.locals[id]
-	fresh := time.Since(r.localsAt) < time.Second
-	r.mu.Unlock()
-	if ok || fresh {
-		return key, ok
-	}
-	locals := make(map[uint64]verKey)
-	err := r.e.catalog.View(func(tx *catalog.Tx) error {
-		for v, err := range tx.LocalVersions() {
-			if err != nil {
-				return err
-			}
-			locals[v.Local] = verKey{v.Ino, v.V}
-		}
-		return nil
-	})
-	if err != nil {
-		r.log.Error("local files cannot be listed", "error", err)
-		return verKey{}, false
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.locals, r.localsAt = locals, time.Now()
-	for id, n := range r.stubs {
-		if _, ok := locals[id]; !ok {
-			delete(r.stubs, id)
-			r.stubBytes -= n
-		}
-	}
-	key, ok = locals[id]
-	return key, ok
 }
 
 // Evict drops local copies of archived files; recursive for directories.
@@ -266,7 +229,11 @@ func isDir(mode uint32) bool     { return mode&modeType == modeDir }
 // walk calls each for the inodes and, recursively, all below them, reading
 // directories in bits. No transaction is open while each runs.
 func (r *recaller) walk(ctx context.Context, inos []uint64, recursive bool, each func(catalog.Inode) error) error {
-	const bit = 256
+	return r.walkIn(ctx, inos, recursive, nil, func(_ uint64, ino catalog.Inode) error { return each(ino) })
+}
+
+// walkIn is walk that leaves out inodes and what is below them, and tells the directory (0 for those given).
+func (r *recaller) walkIn(ctx context.Context, inos []uint64, recursive bool, exclude map[uint64]struct{}, each func(dir uint64, ino catalog.Inode) error) error {
 	for _, root := range inos {
 		stack := []uint64{root}
 		for len(stack) > 0 {
@@ -275,19 +242,22 @@ func (r *recaller) walk(ctx context.Context, inos []uint64, recursive bool, each
 			}
 			at := stack[len(stack)-1]
 			stack = stack[:len(stack)-1]
+			if _, out := exclude[at]; out {
+				continue
+			}
 			var ino catalog.Inode
 			err := r.e.catalog.View(func(tx *catalog.Tx) (err error) {
 				ino, err = tx.Inode(at)
 				return err
 			})
-			if errors.Is(err, catalog.ErrNotExist) && at != root {
+			if errors.Is(err, catalog.ErrNotExist) {
 				continue // deleted meanwhile
 			}
 			if err != nil {
 				return err
 			}
 			if !isDir(ino.Mode) {
-				if err := each(ino); err != nil {
+				if err := each(0, ino); err != nil {
 					return err
 				}
 				continue
@@ -295,7 +265,7 @@ func (r *recaller) walk(ctx context.Context, inos []uint64, recursive bool, each
 			if !recursive {
 				return fmt.Errorf("%s: %w", r.pathOf(at), catalog.ErrIsDir)
 			}
-			if err := r.walkDir(ctx, at, bit, &stack, each); err != nil {
+			if err := r.walkDir(ctx, at, exclude, &stack, each); err != nil {
 				return err
 			}
 		}
@@ -304,7 +274,8 @@ func (r *recaller) walk(ctx context.Context, inos []uint64, recursive bool, each
 }
 
 // walkDir calls each for the non-directories of one directory and adds the directories to stack.
-func (r *recaller) walkDir(ctx context.Context, dir uint64, bit int, stack *[]uint64, each func(catalog.Inode) error) error {
+func (r *recaller) walkDir(ctx context.Context, dir uint64, exclude map[uint64]struct{}, stack *[]uint64, each func(dir uint64, ino catalog.Inode) error) error {
+	const bit = 256
 	var after uint64
 	for {
 		if err := ctx.Err(); err != nil {
@@ -314,12 +285,18 @@ func (r *recaller) walkDir(ctx context.Context, dir uint64, bit int, stack *[]ui
 		n := 0
 		err := r.e.catalog.View(func(tx *catalog.Tx) error {
 			entries, err := tx.ReadDir(dir, after, bit)
+			if errors.Is(err, catalog.ErrNotExist) {
+				return nil // deleted meanwhile
+			}
 			if err != nil {
 				return err
 			}
 			n = len(entries)
 			for _, d := range entries {
 				after = d.Cookie
+				if _, out := exclude[d.Ino]; out {
+					continue
+				}
 				if d.Type == modeDir {
 					*stack = append(*stack, d.Ino)
 					continue
@@ -336,7 +313,7 @@ func (r *recaller) walkDir(ctx context.Context, dir uint64, bit int, stack *[]ui
 			return err
 		}
 		for _, ino := range inodes {
-			if err := each(ino); err != nil {
+			if err := each(dir, ino); err != nil {
 				return err
 			}
 		}

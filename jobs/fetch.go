@@ -217,7 +217,7 @@ func (r *recaller) open(rt *retrieval) {
 		f.mu.Lock()
 		if f.ver.V != rt.key.v || f.ver.State != catalog.Archived {
 			err = catalog.ErrNotExist
-		} else if local, err = r.localFor(f); err == nil {
+		} else if local, err = f.ensureContentLocked(); err == nil {
 			size = f.ver.Size
 			for _, x := range local.VerifiedRanges() {
 				have += x.Len
@@ -295,7 +295,7 @@ func (r *recaller) fetch(ctx context.Context, fl *flight, buf []byte) {
 		rt.progress, rt.tries, rt.rec.Error, rt.crowded = true, 0, "", false
 		rt.notBefore = time.Time{}
 		r.speed.add(fl.rng.Len, began, now)
-		r.waves.fetchedLocked(rt, fl.rng.Len)
+		r.waves.fetchedLocked(rt.key, fl.rng.Len)
 		if !rt.finishing && r.completeLocked(rt) {
 			rt.finishing, finish = true, true
 		}
@@ -546,8 +546,8 @@ func (r *recaller) finish(rt *retrieval) {
 	}
 	complete := r.recordComplete(rt)
 	r.mu.Lock()
-	r.waves.doneLocked(rt)
 	size, job := rt.rec.Len, rt.rec.JobID
+	r.waves.arrivedLocked(rt.key)
 	r.removeLocked(rt)
 	rt.finishing = false
 	r.mu.Unlock()

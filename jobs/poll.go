@@ -166,7 +166,7 @@ func (v *vaultLoop) record(ctx context.Context) bool {
 			for _, rt := range rts {
 				if rt.rec.ID == 0 && !rt.gone {
 					r.failed[rt.arc.Num] = givenUp{rec: catalog.Retrieval{Off: rt.rec.Off, Len: rt.rec.Len}, err: err, at: time.Now()}
-					r.waves.failedLocked(rt.key.ino, err)
+					r.waves.failedLocked(rt.key, err)
 					r.cancelLocked(rt)
 				}
 			}
@@ -329,7 +329,7 @@ func (r *recaller) unreadyLocked(rt *retrieval) {
 // expiredLocked counts an output that went before all of it was fetched; rt is asked for again.
 func (r *recaller) expiredLocked(rt *retrieval, now time.Time) bool {
 	if rt.streaming && len(rt.demand) == 0 {
-		r.removeLocked(rt) // nobody reads it any more
+		r.unreadLocked(rt)
 		return false
 	}
 	rt.rec.Expired++
@@ -342,6 +342,14 @@ func (r *recaller) expiredLocked(rt *retrieval, now time.Time) bool {
 	r.unreadyLocked(rt)
 	return true
 }
+
+// unreadLocked drops a streaming retrieval nobody reads any more.
+func (r *recaller) unreadLocked(rt *retrieval) {
+	r.waves.failedLocked(rt.key, errTooLarge)
+	r.removeLocked(rt)
+}
+
+var errTooLarge = errors.New("it is larger than the cache and comes only while it is read")
 
 // considerLocked remembers j if rt could use it and it is better than what was seen so far.
 func (r *recaller) considerLocked(rt *retrieval, j cas.Job, now time.Time) {
@@ -510,7 +518,7 @@ func (v *vaultLoop) next() (next time.Time) {
 			if idle := rt.left.Add(streamIdle); idle.After(now) {
 				soonest(idle)
 			} else {
-				r.removeLocked(rt)
+				r.unreadLocked(rt)
 			}
 		}
 	}

@@ -43,8 +43,6 @@ type recaller struct {
 	refusals  map[verKey]refusal
 	refusedN  refusalLog
 	guard     guard
-	locals    map[uint64]verKey // local files, as far as known
-	localsAt  time.Time
 	stubs     map[uint64]int64 // local files that are stubs only, with their bytes
 	stubBytes int64
 
@@ -100,7 +98,6 @@ func newRecaller(e *Engine) *recaller {
 		vaults:      make(map[string]*vaultLoop),
 		waiters:     make(map[*waiter]struct{}),
 		refusals:    make(map[verKey]refusal),
-		locals:      make(map[uint64]verKey),
 		checked:     make(map[uint64]struct{}),
 		stubs:       make(map[uint64]int64),
 		took:        make(map[cas.Tier]time.Duration),
@@ -127,6 +124,7 @@ func newRecaller(e *Engine) *recaller {
 	setDefault(&r.o.pollMax, time.Minute)
 	r.o.window = powerOfTwo(r.o.window)
 	r.o.pollMax = max(r.o.pollMax, r.o.pollMin)
+	r.waves.init()
 	r.guard.init(o.GuardFiles, o.GuardBytes)
 	if o.BandwidthDown > 0 {
 		r.limit = rate.NewLimiter(rate.Limit(o.BandwidthDown), maxPiece)
@@ -155,7 +153,8 @@ func powerOfTwo(n int64) int64 {
 func (r *recaller) load() error {
 	// A piece must fit in the cache several times over, or nothing can be fetched.
 	if limit := r.e.store.Usage().CacheLimit; limit > 0 {
-		r.o.piece = min(maxPiece, powerOfTwo(limit/int64(2*r.o.fetches)))
+		r.o.piece = min(maxPiece, powerOfTwo(limit/int64(4*r.o.fetches)))
+		r.o.window = min(r.o.window, powerOfTwo(r.room()/2))
 	}
 	type found struct {
 		rec catalog.Retrieval
@@ -419,7 +418,7 @@ func (r *recaller) join(c Caller, f *file, off, n int64, since time.Time) (needs
 	if room := r.room(); n > room {
 		return nil, nil, fmt.Errorf("%w: %d bytes are needed at once, the cache takes %d", content.ErrNoSpace, n, room)
 	}
-	local, err := r.localFor(f)
+	local, err := f.ensureContentLocked()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -443,21 +442,6 @@ func missing(f *file, off, n int64) (catalog.Version, bool) {
 	}
 	n = min(n, v.Size-off)
 	return v, f.local == nil || !f.local.Verified(off, n)
-}
-
-// localFor returns f's content file, made when there is none; f.mu is held.
-func (r *recaller) localFor(f *file) (*content.File, error) {
-	local := f.local
-	if local == nil {
-		var err error
-		if local, err = f.ensureContentLocked(); err != nil {
-			return nil, err
-		}
-	}
-	r.mu.Lock()
-	r.locals[local.ID()] = verKey{f.ver.Ino, f.ver.V}
-	r.mu.Unlock()
-	return local, nil
 }
 
 // attach makes w wait for rts and returns the channel that is closed when first
@@ -526,7 +510,7 @@ func (r *recaller) queueRange(c Caller, f *file, tier string, explicit bool, off
 			return 0, err
 		}
 	}
-	local, err := r.localFor(f)
+	local, err := f.ensureContentLocked()
 	if err != nil {
 		return 0, err
 	}
@@ -598,7 +582,12 @@ func (r *recaller) writingLocked(key verKey) bool {
 
 // setVersion changes f's current version in catalog and memory; f.mu is held.
 func (r *recaller) setVersion(f *file, change func(v *catalog.Version)) error {
-	_, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
+	return r.changeVersion(f, r.e.catalog.Update, change)
+}
+
+// changeVersion is setVersion by Update, or by Reclaim for what gives room back.
+func (r *recaller) changeVersion(f *file, update func(func(*catalog.Tx) error) (uint64, error), change func(v *catalog.Version)) error {
+	_, err := update(func(tx *catalog.Tx) error {
 		v, err := tx.Version(f.ver.Ino, f.ver.V)
 		if err != nil {
 			return err
@@ -613,15 +602,11 @@ func (r *recaller) setVersion(f *file, change func(v *catalog.Version)) error {
 }
 
 func (r *recaller) attrChanged(ino uint64) {
-	if o := r.e.opts.Observer; o != nil {
-		o.AttrChanged(ino)
-	}
+	r.e.opts.Observer.AttrChanged(ino)
 }
 
 func (r *recaller) contentChanged(ino uint64) {
-	if o := r.e.opts.Observer; o != nil {
-		o.ContentChanged(ino)
-	}
+	r.e.opts.Observer.ContentChanged(ino)
 }
 
 // etaLocked estimates when rt will be local: nil when that cannot be said.

@@ -147,7 +147,7 @@ func (r *recaller) spans(v catalog.Version, local *content.File, off, n int64, h
 			}
 			s := span{arc: arc, ext: ext, fileOff: start, lo: lo - start + ext.Off, hi: hi - start + ext.Off, window: r.o.window}
 			switch {
-			case how == askWhole, arc.Size <= r.o.above, arc.Size <= r.o.window:
+			case how == askWhole, how == askRead && arc.Size <= r.o.above, arc.Size <= r.o.window:
 				s.whole = true
 			case how == askRead:
 				run := runBefore(verified, lo)
@@ -393,7 +393,7 @@ func (r *recaller) removeLocked(rt *retrieval) {
 	}
 	r.dead = append(r.dead, rt)
 	rt.wake()
-	r.waves.changed()
+	r.waves.endedLocked(rt.key)
 	r.wakeFetchersLocked()
 }
 
@@ -575,7 +575,7 @@ func (r *recaller) fail(rt *retrieval, cause error, damaged bool) {
 		}
 	}
 	r.failed[rt.arc.Num] = givenUp{rec: rt.rec, err: err, at: time.Now()}
-	r.waves.failedLocked(rt.key.ino, cause)
+	r.waves.failedLocked(rt.key, cause)
 	r.removeLocked(rt)
 	r.mu.Unlock()
 	if _, err := r.save(rt); err != nil {

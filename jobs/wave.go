@@ -1,23 +1,758 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cache/content"
 )
 
-// waves is the queue of explicit recalls; guarded by recaller.mu.
-type waves struct{}
+// waves is the queue of explicit recalls. What `casfs recall` was asked for is
+// recorded as it was asked; its files are found by walking the tree, a bounded number
+// at a time, and become retrievals as room and link allow. Guarded by recaller.mu.
+type waves struct {
+	bulks    []*bulk
+	turn     int
+	nextID   uint64
+	inflight map[verKey]*waveFile
+	look     map[verKey]struct{} // versions one of whose retrievals ended
+	wake     chan struct{}       // of size 1
+	save     bool                // something about the requests is to be recorded
+	budget   int64               // what may still be asked for, as it was at budgetAt, less what was asked for since
+	budgetAt time.Time
+	gone     []bulkRecord // finished: records to be deleted
+}
 
-func (w *waves) load(tx *catalog.Tx) error                { return nil }
-func (w *waves) changed()                                 {}
-func (w *waves) failedLocked(ino uint64, cause error)     {}
-func (w *waves) fetchedLocked(rt *retrieval, bytes int64) {}
-func (w *waves) doneLocked(rt *retrieval)                 {}
+// bulk is one recall request.
+type bulk struct {
+	rec  bulkRecord
+	inos []uint64
 
-func (r *recaller) waveLoop(ctx context.Context) {}
+	items   []waveKey // found, not asked for yet, in order
+	more    bool      // the walk found more than it kept
+	queued  []waveKey // asked for; some may not be recorded yet
+	found   waveKey   // the walk kept everything up to here
+	counted chan struct{}
+	ended   chan struct{} // everything is local or failed, or it was cancelled
+	pending int           // files asked for that are not local yet
+
+	files, bytes           int64 // of the whole request
+	local, failed, fetched int64 // fetched: bytes
+	failures               []Skipped
+	current                uint64
+	err                    error
+}
+
+// waveFile is a version on its way for the sake of recalls.
+type waveFile struct {
+	bulks   []*bulk
+	arrived bool
+	cause   error // it failed
+}
+
+// waveKey orders files: smallest first, then by directory.
+type waveKey struct {
+	Size int64
+	Dir  uint64
+	Ino  uint64
+}
+
+func compareKeys(a, b waveKey) int {
+	return cmp.Or(cmp.Compare(a.Size, b.Size), cmp.Compare(a.Dir, b.Dir), cmp.Compare(a.Ino, b.Ino))
+}
+
+// bulkRecord is what the catalog keeps of a request. Files up to Frontier have a
+// retrieval's record of their own, or are done.
+type bulkRecord struct {
+	ID        uint64
+	Recursive bool   `json:",omitempty"`
+	Tier      string `json:",omitempty"`
+	Off, Len  int64  `json:",omitempty"`
+	Created   int64
+	Chunks    int      // of inode numbers
+	Exclude   []uint64 `json:",omitempty"`
+	Frontier  waveKey
+}
+
+const (
+	wavesMeta = "recall.requests"
+	inoChunk  = 4096
+	// waveKeep is how many files of a request are kept in memory; the tree is walked again for the rest.
+	waveKeep = 50_000
+	// waveFiles bounds the jobs running for explicit recalls.
+	waveFiles = 10_000
+	// waveExclude bounds the exceptions of one request.
+	waveExclude = 10_000
+	// waveSave is how often the frontier is recorded.
+	waveSave = 5 * time.Second
+	// linkShare is the part of an output's life that the link may be busy with what was asked for.
+	linkShare = 0.5
+)
+
+func inosMeta(id uint64, chunk int) string { return fmt.Sprintf("recall.request.%d.%d", id, chunk) }
+
+func (w *waves) init() {
+	w.inflight = make(map[verKey]*waveFile)
+	w.look = make(map[verKey]struct{})
+	w.wake = make(chan struct{}, 1)
+}
+
+func (w *waves) load(tx *catalog.Tx) error {
+	b, err := tx.Meta(wavesMeta)
+	if errors.Is(err, catalog.ErrNotExist) || err == nil && len(b) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var recs []bulkRecord
+	if err := json.Unmarshal(b, &recs); err != nil {
+		return fmt.Errorf("recall requests: %w", err)
+	}
+	for _, rec := range recs {
+		bk := newBulk(rec, nil)
+		for i := range rec.Chunks {
+			b, err := tx.Meta(inosMeta(rec.ID, i))
+			if err != nil {
+				return fmt.Errorf("recall request %d: %w", rec.ID, err)
+			}
+			var inos []uint64
+			if err := json.Unmarshal(b, &inos); err != nil {
+				return fmt.Errorf("recall request %d: %w", rec.ID, err)
+			}
+			bk.inos = append(bk.inos, inos...)
+		}
+		w.bulks = append(w.bulks, bk)
+		w.nextID = max(w.nextID, rec.ID+1)
+	}
+	return nil
+}
+
+func newBulk(rec bulkRecord, inos []uint64) *bulk {
+	return &bulk{rec: rec, inos: inos, found: rec.Frontier, more: true, counted: make(chan struct{}), ended: make(chan struct{})}
+}
+
+// kick wakes the wave loop.
+func (w *waves) kick() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// endedLocked hears that a retrieval of a version is in no table any more.
+func (w *waves) endedLocked(key verKey) {
+	if _, ok := w.inflight[key]; ok {
+		w.look[key] = struct{}{}
+		w.kick()
+	}
+}
+
+// failedLocked hears why a retrieval of a version was given up.
+func (w *waves) failedLocked(key verKey, cause error) {
+	if f := w.inflight[key]; f != nil {
+		f.cause = cause
+	}
+}
+
+// arrivedLocked hears that a retrieval of a version brought what it was for.
+func (w *waves) arrivedLocked(key verKey) {
+	if f := w.inflight[key]; f != nil {
+		f.arrived = true
+	}
+}
+
+// fetchedLocked hears of verified bytes.
+func (w *waves) fetchedLocked(key verKey, n int64) {
+	if f := w.inflight[key]; f != nil {
+		for _, b := range f.bulks {
+			b.fetched += n
+			b.current = key.ino
+		}
+	}
+	if len(w.bulks) > 0 {
+		w.kick()
+	}
+}
+
+// waveLoop turns requests into retrievals.
+func (r *recaller) waveLoop(ctx context.Context) {
+	w := &r.waves
+	var saved time.Time
+	for {
+		r.mu.Lock()
+		r.reapWavesLocked()
+		expand := r.hungryLocked()
+		r.mu.Unlock()
+		if expand != nil {
+			r.expand(ctx, expand)
+			continue
+		}
+		if r.feed(ctx) {
+			continue
+		}
+		r.mu.Lock()
+		idle := len(w.bulks) == 0
+		due := w.save && (idle || time.Since(saved) >= waveSave)
+		later := w.save && !due
+		r.mu.Unlock()
+		if due {
+			r.saveWaves()
+			saved = time.Now()
+			continue
+		}
+		var again <-chan time.Time
+		var t *time.Timer
+		if later || !idle {
+			t = time.NewTimer(waveSave)
+			again = t.C
+		}
+		select {
+		case <-ctx.Done():
+		case <-w.wake:
+		case <-again:
+		}
+		if t != nil {
+			t.Stop()
+		}
+		if ctx.Err() != nil {
+			r.saveWaves()
+			return
+		}
+	}
+}
+
+// reapWavesLocked counts files that arrived or failed, and ends requests that have nothing left.
+func (r *recaller) reapWavesLocked() {
+	w := &r.waves
+	for key := range w.look {
+		if len(r.byKey[key]) > 0 {
+			continue // another segment, or a merged window
+		}
+		f := w.inflight[key]
+		delete(w.inflight, key)
+		for _, b := range f.bulks {
+			b.pending--
+			switch {
+			case f.cause != nil:
+				b.fail(key.ino, f.cause.Error())
+			case f.arrived:
+				b.local++
+			default:
+				b.fail(key.ino, "it was deleted, changed or cancelled before it was back")
+			}
+		}
+	}
+	clear(w.look)
+	w.bulks = slices.DeleteFunc(w.bulks, func(b *bulk) bool {
+		if b.more || len(b.items) > 0 || b.pending > 0 {
+			return false
+		}
+		w.endLocked(b)
+		return true
+	})
+}
+
+// endLocked ends a request that was taken off the list.
+func (w *waves) endLocked(b *bulk) {
+	b.count()
+	close(b.ended)
+	w.gone = append(w.gone, b.rec)
+	w.save = true
+}
+
+// count tells those who wait for the totals.
+func (b *bulk) count() {
+	select {
+	case <-b.counted:
+	default:
+		close(b.counted)
+	}
+}
+
+func (b *bulk) fail(ino uint64, why string) {
+	b.failed++
+	if len(b.failures) < maxSkipped {
+		b.failures = append(b.failures, Skipped{fmt.Sprint(ino), why}) // the path is filled in when it is asked for
+	}
+}
+
+// hungryLocked returns a request whose tree has to be walked.
+func (r *recaller) hungryLocked() *bulk {
+	for _, b := range r.waves.bulks {
+		if b.more && len(b.items) == 0 {
+			return b
+		}
+	}
+	return nil
+}
+
+// expand finds the next files of a request, and counts all of them the first time.
+func (r *recaller) expand(ctx context.Context, b *bulk) {
+	r.mu.Lock()
+	rec, from := b.rec, b.found
+	r.mu.Unlock()
+	first := false
+	select {
+	case <-b.counted:
+	default:
+		first = true
+	}
+	var keep []waveKey
+	var files, bytes, local int64
+	more := false
+	trim := func() {
+		slices.SortFunc(keep, compareKeys)
+		keep = slices.Compact(keep)
+		if len(keep) > waveKeep {
+			keep, more = keep[:waveKeep], true
+		}
+	}
+	exclude := make(map[uint64]struct{}, len(rec.Exclude))
+	for _, ino := range rec.Exclude {
+		exclude[ino] = struct{}{}
+	}
+	err := r.walkIn(ctx, b.inos, rec.Recursive, exclude, func(dir uint64, ino catalog.Inode) error {
+		if !isRegular(ino.Mode) {
+			return nil
+		}
+		files++
+		cold, err := r.isCold(ino)
+		if err != nil {
+			return err
+		}
+		if !cold {
+			local++
+			return nil
+		}
+		n := ino.Size
+		if rec.Len > 0 {
+			n = max(min(rec.Len, ino.Size-rec.Off), 0)
+		}
+		bytes += n
+		if k := (waveKey{ino.Size, dir, ino.Ino}); compareKeys(k, from) > 0 {
+			if keep = append(keep, k); len(keep) >= 2*waveKeep {
+				trim()
+			}
+		}
+		return nil
+	})
+	trim()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		r.log.Error("the files to be recalled cannot all be found", "error", err)
+		b.err = err
+	}
+	if first {
+		b.files, b.bytes, b.local = files, bytes, local
+		b.count()
+	}
+	b.items, b.more = keep, more && err == nil
+	if len(keep) > 0 {
+		b.found = keep[len(keep)-1]
+	}
+}
+
+// isCold reports whether recalling the file would bring anything.
+func (r *recaller) isCold(ino catalog.Inode) (bool, error) {
+	if ino.Version == 0 || ino.Size == 0 {
+		return false, nil
+	}
+	var v catalog.Version
+	err := r.e.catalog.View(func(tx *catalog.Tx) (err error) {
+		v, err = tx.Version(ino.Ino, ino.Version)
+		return err
+	})
+	if errors.Is(err, catalog.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && v.State == catalog.Archived && !v.Complete, err
+}
+
+// budgetLocked returns how many more bytes may be asked for: what is on its way must
+// fit in the cache, and be fetched before its jobs' outputs expire.
+func (r *recaller) budgetLocked() (budget, inflight int64, crowded bool) {
+	for _, rts := range r.byKey {
+		for _, rt := range rts {
+			if rt.rec.Explicit {
+				inflight += max(rt.rec.Len-rt.done, 0)
+				crowded = crowded || rt.crowded
+			}
+		}
+	}
+	link := int64(r.speed.get() * outputLife.Seconds() * linkShare)
+	return min(r.room(), link) - inflight, inflight, crowded
+}
+
+// feed asks for the next file of a request; it reports whether there may be more to do at once.
+func (r *recaller) feed(ctx context.Context) bool {
+	w := &r.waves
+	r.mu.Lock()
+	n := len(w.bulks)
+	var b *bulk
+	w.turn++
+	for i := range n {
+		if x := w.bulks[(i+w.turn)%n]; len(x.items) > 0 {
+			b = x
+			break
+		}
+	}
+	if b == nil || len(w.inflight) >= waveFiles || ctx.Err() != nil {
+		r.mu.Unlock()
+		return false
+	}
+	k := b.items[0]
+	need := k.Size
+	if b.rec.Len > 0 {
+		need = max(min(b.rec.Len, k.Size-b.rec.Off), 1)
+	}
+	if now := time.Now(); need > w.budget || now.Sub(w.budgetAt) > time.Second {
+		budget, inflight, crowded := r.budgetLocked()
+		if inflight > 0 && (need > budget || crowded) {
+			w.budget = 0
+			r.mu.Unlock()
+			return false
+		}
+		w.budget, w.budgetAt = budget, now
+	}
+	w.budget -= need
+	room := r.room()
+	rec := b.rec
+	r.mu.Unlock()
+
+	if need > room {
+		r.mu.Lock()
+		b.fail(k.Ino, fmt.Sprintf("its %d bytes do not fit in the cache, which takes %d: recall a range, read it (it streams), or enlarge --cache-size", need, room))
+		b.next(k)
+		r.mu.Unlock()
+		return true
+	}
+	f, err := r.e.acquire(k.Ino)
+	if err == nil {
+		_, err = r.queueRange(Caller{}, f, rec.Tier, true, rec.Off, rec.Len)
+		f.mu.Lock()
+		key := verKey{f.ver.Ino, f.ver.V}
+		f.mu.Unlock()
+		defer f.put()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		switch {
+		case errors.Is(err, ErrClosing):
+			return false
+		case errors.Is(err, catalog.ErrNoSpace), errors.Is(err, content.ErrNoSpace):
+			b.err = err // tried again with the next tick
+			return false
+		case err != nil:
+			b.fail(k.Ino, err.Error())
+		case len(r.byKey[key]) == 0:
+			b.local++
+		default:
+			wf := w.inflight[key]
+			if wf == nil {
+				wf = &waveFile{}
+				w.inflight[key] = wf
+			}
+			if !slices.Contains(wf.bulks, b) {
+				wf.bulks = append(wf.bulks, b)
+				b.pending++
+			}
+		}
+		b.next(k)
+		w.save = true
+		return true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !errors.Is(err, catalog.ErrNotExist) { // else it was deleted meanwhile
+		b.fail(k.Ino, err.Error())
+	}
+	b.next(k)
+	return true
+}
+
+// next takes the first file off the list.
+func (b *bulk) next(k waveKey) {
+	if len(b.items) > 0 && b.items[0] == k {
+		b.items = b.items[1:]
+		b.queued = append(b.queued, k)
+	}
+}
+
+// saveWaves records the requests and how far each has come: up to the first file whose
+// retrieval is not recorded yet.
+func (r *recaller) saveWaves() {
+	w := &r.waves
+	r.mu.Lock()
+	if !w.save {
+		r.mu.Unlock()
+		return
+	}
+	unsaved := make(map[uint64]struct{})
+	for key, rts := range r.byKey {
+		for _, rt := range rts {
+			if rt.rec.ID == 0 {
+				unsaved[key.ino] = struct{}{}
+			}
+		}
+	}
+	recs := make([]bulkRecord, 0, len(w.bulks))
+	for _, b := range w.bulks {
+		for len(b.queued) > 0 {
+			if _, ok := unsaved[b.queued[0].Ino]; ok {
+				break
+			}
+			b.rec.Frontier = b.queued[0]
+			b.queued = b.queued[1:]
+		}
+		recs = append(recs, b.rec)
+	}
+	gone := w.gone
+	w.gone, w.save = nil, len(unsaved) > 0
+	r.mu.Unlock()
+	_, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
+		for _, rec := range gone {
+			for i := range rec.Chunks {
+				if err := tx.PutMeta(inosMeta(rec.ID, i), nil); err != nil {
+					return err
+				}
+			}
+		}
+		return putRequests(tx, recs)
+	})
+	if err != nil {
+		r.log.Error("the progress of recalls is not recorded", "error", err)
+		r.mu.Lock()
+		w.gone, w.save = append(gone, w.gone...), true
+		r.mu.Unlock()
+	}
+}
+
+func putRequests(tx *catalog.Tx, recs []bulkRecord) error {
+	if len(recs) == 0 {
+		return tx.PutMeta(wavesMeta, nil)
+	}
+	b, err := json.Marshal(recs)
+	if err != nil {
+		return err
+	}
+	return tx.PutMeta(wavesMeta, b)
+}
 
 // Recall queues retrievals in waves; with Wait it blocks until all are local or failed. Ending ctx leaves the recall going.
-func (e *Engine) Recall(ctx context.Context, r RecallRequest, progress func(Progress)) (RecallResult, error) {
-	panic("unimplemented")
+// The request survives a restart. Files that arrive while the cache is full make those that came first leave again.
+func (e *Engine) Recall(ctx context.Context, q RecallRequest, progress func(Progress)) (RecallResult, error) {
+	r := e.recall
+	if q.Cancel {
+		return r.cancel(ctx, q)
+	}
+	if q.Off < 0 || q.Len < 0 || q.Off > 0 && q.Len == 0 {
+		return RecallResult{}, fmt.Errorf("range %d+%d: %w", q.Off, q.Len, catalog.ErrInvalid)
+	}
+	if e.closing.Load() {
+		return RecallResult{}, ErrClosing
+	}
+	// What does not exist is told at once.
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		for _, ino := range q.Inos {
+			i, err := tx.Inode(ino)
+			if err != nil {
+				return fmt.Errorf("inode %d: %w", ino, err)
+			}
+			if isDir(i.Mode) && !q.Recursive {
+				path, _ := tx.Path(ino)
+				return fmt.Errorf("/%s: %w", path, catalog.ErrIsDir)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return RecallResult{}, err
+	}
+	b, err := r.request(ctx, q)
+	if err != nil {
+		return RecallResult{}, err
+	}
+	if err := r.await(ctx, b, b.counted, progress); err != nil {
+		return r.result(b), err
+	}
+	if q.Wait {
+		err = r.await(ctx, b, b.ended, progress)
+	}
+	return r.result(b), err
+}
+
+// request records a recall durably and hands it to the wave loop.
+func (r *recaller) request(ctx context.Context, q RecallRequest) (*bulk, error) {
+	inos := slices.Clone(q.Inos)
+	w := &r.waves
+	r.mu.Lock()
+	id := w.nextID
+	w.nextID++
+	b := newBulk(bulkRecord{
+		ID: id, Recursive: q.Recursive, Tier: q.Tier, Off: q.Off, Len: q.Len,
+		Created: time.Now().UnixNano(), Chunks: (len(inos) + inoChunk - 1) / inoChunk,
+	}, inos)
+	r.mu.Unlock()
+	seq, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
+		i := 0
+		for chunk := range slices.Chunk(inos, inoChunk) {
+			data, err := json.Marshal(chunk)
+			if err != nil {
+				return err
+			}
+			if err := tx.PutMeta(inosMeta(id, i), data); err != nil {
+				return err
+			}
+			i++
+		}
+		r.mu.Lock()
+		recs := make([]bulkRecord, 0, len(w.bulks)+1)
+		for _, x := range w.bulks {
+			recs = append(recs, x.rec)
+		}
+		w.bulks = append(w.bulks, b)
+		r.mu.Unlock()
+		return putRequests(tx, append(recs, b.rec))
+	})
+	if err == nil {
+		err = r.e.catalog.Barrier(ctx, seq)
+	}
+	if err != nil {
+		r.mu.Lock()
+		w.bulks = slices.DeleteFunc(w.bulks, func(x *bulk) bool { return x == b })
+		w.save = true
+		r.mu.Unlock()
+		return nil, fmt.Errorf("recording the recall: %w", err)
+	}
+	w.kick()
+	return b, nil
+}
+
+// await blocks until ch is closed, reporting progress every second.
+func (r *recaller) await(ctx context.Context, b *bulk, ch <-chan struct{}, progress func(Progress)) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var last Progress
+	report := func() {
+		if progress == nil {
+			return
+		}
+		r.mu.Lock()
+		p := Progress{FilesDone: b.local + b.failed, FilesTotal: b.files, BytesDone: min(b.fetched, b.bytes), BytesTotal: b.bytes}
+		current := b.current
+		r.mu.Unlock()
+		if current != 0 {
+			p.Current = r.pathOf(current)
+		}
+		if p != last {
+			last = p
+			progress(p)
+		}
+	}
+	for {
+		select {
+		case <-ch:
+			report()
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-r.stop:
+			return ErrClosing
+		case <-tick.C:
+			report()
+		}
+	}
+}
+
+func (r *recaller) result(b *bulk) RecallResult {
+	r.mu.Lock()
+	res := RecallResult{Local: b.local, Failed: b.failed, Bytes: b.bytes, Failures: slices.Clone(b.failures)}
+	res.Pending = max(b.files-b.local-b.failed, 0)
+	select {
+	case <-b.ended:
+		res.Pending = 0
+	default:
+	}
+	r.mu.Unlock()
+	for i, s := range res.Failures {
+		var ino uint64
+		fmt.Sscan(s.Path, &ino)
+		res.Failures[i].Path = r.pathOf(ino)
+	}
+	return res
+}
+
+// cancel drops what was wanted and not asked for yet, of the files given and all
+// below directories, or of everything when none is given.
+func (r *recaller) cancel(ctx context.Context, q RecallRequest) (RecallResult, error) {
+	var res RecallResult
+	w := &r.waves
+	r.mu.Lock()
+	w.bulks = slices.DeleteFunc(w.bulks, func(b *bulk) bool {
+		for _, ino := range b.inos {
+			if len(q.Inos) > 0 && !slices.Contains(q.Inos, ino) {
+				b.rec.Exclude = append(b.rec.Exclude, q.Inos...)
+				if len(b.rec.Exclude) > waveExclude {
+					b.rec.Exclude = b.rec.Exclude[len(b.rec.Exclude)-waveExclude:]
+				}
+				// The rest is found again, without those.
+				b.items, b.more, b.found = nil, true, b.rec.Frontier
+				return false
+			}
+		}
+		w.endLocked(b)
+		return true
+	})
+	w.save = true
+	keys := slices.Collect(maps.Keys(r.byKey))
+	r.mu.Unlock()
+	drop := func(key verKey) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		left := false
+		for _, rt := range slices.Clone(r.byKey[key]) {
+			if !rt.rec.Explicit {
+				continue
+			}
+			if rt.rec.State == catalog.Wanted && !rt.asking && !rt.rec.Uncertain {
+				r.cancelLocked(rt)
+			} else {
+				left = true
+			}
+		}
+		if left {
+			res.Pending++
+		}
+	}
+	var err error
+	if len(q.Inos) == 0 {
+		for _, key := range keys {
+			drop(key)
+		}
+	} else {
+		err = r.walk(ctx, q.Inos, true, func(ino catalog.Inode) error {
+			if isRegular(ino.Mode) {
+				drop(verKey{ino.Ino, ino.Version})
+				cold, err := r.isCold(ino)
+				if err == nil && !cold {
+					res.Local++
+				}
+			}
+			return nil
+		})
+	}
+	w.kick()
+	r.saveWaves()
+	return res, err
 }
