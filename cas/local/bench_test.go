@@ -41,9 +41,6 @@ func BenchmarkUpload(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer s.Close()
-			if _, err := s.makeVault("v"); err != nil {
-				b.Fatal(err)
-			}
 			v, err := s.makeVault("w")
 			if err != nil {
 				b.Fatal(err)

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bufio"
 	"errors"
 	"os"
 	"path/filepath"
@@ -159,11 +160,13 @@ func (v *vault) compact(path string, lines int, damaged bool) error {
 			return err
 		}
 	}
-	var b []byte
-	for _, r := range v.records() {
-		b = appendLine(b, r.encode())
-	}
-	return replaceFile(path, b, 0o600, !v.s.noSync)
+	return replaceWith(path, 0o600, !v.s.noSync, func(w *bufio.Writer) {
+		var line []byte
+		v.records(func(r record) {
+			line = appendLine(line[:0], r.encode())
+			w.Write(line) // its error comes with Flush
+		})
+	})
 }
 
 // recordCount is about the length of records.
@@ -175,18 +178,18 @@ func (v *vault) recordCount() int {
 	return n
 }
 
-// records are the shortest log of the vault's state.
-func (v *vault) records() []record {
-	recs := []record{{Type: "vault", Seq: v.seq, Name: v.name, At: v.created}}
+// records calls emit for the shortest log of the vault's state.
+func (v *vault) records(emit func(record)) {
+	emit(record{Type: "vault", Seq: v.seq, Name: v.name, At: v.created})
 	byArchive := map[string]*upload{}
 	for _, u := range v.uploads {
 		byArchive[u.archive] = u
 		if u.done != 0 {
 			continue
 		}
-		recs = append(recs, record{Type: "mpu", Seq: u.seq, Upload: u.id, ID: u.archive, Shard: u.shard, PartSize: u.partSize, At: u.created, Desc: u.desc})
+		emit(record{Type: "mpu", Seq: u.seq, Upload: u.id, ID: u.archive, Shard: u.shard, PartSize: u.partSize, At: u.created, Desc: u.desc})
 		for _, p := range u.sorted() {
-			recs = append(recs, record{Type: "part", Upload: u.id, Off: p.off, Size: p.size, Tree: p.tree, Overlay: p.overlay})
+			emit(record{Type: "part", Upload: u.id, Off: p.off, Size: p.size, Tree: p.tree, Overlay: p.overlay})
 		}
 	}
 	for _, a := range v.order {
@@ -194,27 +197,26 @@ func (v *vault) records() []record {
 		if u := byArchive[a.id]; u != nil {
 			put.Upload, put.Decl = u.id, u.declared
 		}
-		recs = append(recs, put)
+		emit(put)
 		if a.deleted != 0 {
-			recs = append(recs, record{Type: "del", Seq: a.delSeq, ID: a.id, At: a.deleted})
+			emit(record{Type: "del", Seq: a.delSeq, ID: a.id, At: a.deleted})
 		}
 	}
 	for _, j := range v.jobs {
-		recs = append(recs, record{Type: "job", Job: &j.jobSpec})
+		emit(record{Type: "job", Job: &j.jobSpec})
 		if j.end != nil {
-			recs = append(recs, record{Type: "end", ID: j.ID, End: j.end})
+			emit(record{Type: "end", ID: j.ID, End: j.end})
 		}
 		if j.told {
-			recs = append(recs, record{Type: "told", ID: j.ID})
+			emit(record{Type: "told", ID: j.ID})
 		}
 	}
 	if v.policy != "" {
-		recs = append(recs, record{Type: "policy", Text: v.policy})
+		emit(record{Type: "policy", Text: v.policy})
 	}
 	if v.notify != nil {
-		recs = append(recs, record{Type: "notify", At: v.notifyAt, Notify: v.notify})
+		emit(record{Type: "notify", At: v.notifyAt, Notify: v.notify})
 	}
-	return recs
 }
 
 // collect removes every file that the log does not explain: bodies that were

@@ -164,7 +164,11 @@ func (s *Store) archiveJob(v *vault, j *jobSpec, q *jobRequest) (delay time.Dura
 		return 0, invalid("Expedited takes at most %d bytes", maxExpedited)
 	}
 	if !deleted && treeAligned(j.First, j.End, j.Size) {
-		if j.RangeTree, err = v.rangeTree(a, j.First, j.End); err != nil {
+		j.RangeTree, err = v.rangeTree(a, j.First, j.End)
+		v.mu.Lock()
+		deleted = a.deleted != 0 // while its leaves were being read: the job will fail
+		v.mu.Unlock()
+		if err != nil && !deleted {
 			return 0, err
 		}
 	}

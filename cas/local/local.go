@@ -12,6 +12,8 @@
 //	DIR/tmp/                       vaults being made or removed; emptied at Open
 //	DIR/cos/BUCKET/OBJECT          what push-to-cos writes and pull-from-cos reads
 //	DIR/vaults/V/log               all metadata of a vault: checksummed JSON lines
+//	DIR/vaults/V/log.damaged-*     a log with unreadable records, kept aside; while it is
+//	                               there, no file without a record is removed
 //	DIR/vaults/V/archives/NNNN/ID  an archive's bytes, a plain (sparse) file
 //	                  …/ID.tree    its leaf hashes, 32 bytes per MiB, when there are several
 //	                  …/ID.part-*  a part that was sent again, until Complete

@@ -1,7 +1,7 @@
 package local
 
 import (
-	"bytes"
+	"bufio"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -70,18 +70,32 @@ func parseLine(line []byte) ([]byte, bool) {
 // leaves, is cut off. Damage before the last good line is skipped and reported, so
 // that one bad sector does not hide the archives after it.
 func replay(path string, logger *slog.Logger, each func(record []byte) error) (damaged bool, err error) {
-	b, err := os.ReadFile(path)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return false, err
 	}
-	good := 0 // end of the last good line
-	for off := 0; off < len(b); {
-		i := bytes.IndexByte(b[off:], '\n')
-		if i < 0 {
+	defer f.Close()
+	br := bufio.NewReaderSize(f, 1<<20)
+	var off, good int64 // start of this line, end of the last good one
+	var long []byte     // the beginning of a line that exceeds the buffer
+	for {
+		line, err := br.ReadSlice('\n')
+		if err == bufio.ErrBufferFull {
+			long = append(long, line...)
+			continue
+		}
+		if len(long) > 0 {
+			line = append(long, line...)
+			long = nil
+		}
+		if err != nil && err != io.EOF {
+			return damaged, err
+		}
+		if err == io.EOF {
+			off += int64(len(line))
 			break
 		}
-		rec, ok := parseLine(b[off : off+i])
-		if ok {
+		if rec, ok := parseLine(line[:len(line)-1]); ok {
 			if off > good {
 				damaged = true
 				logger.Error("damaged record skipped", "file", path, "offset", good, "bytes", off-good)
@@ -89,15 +103,13 @@ func replay(path string, logger *slog.Logger, each func(record []byte) error) (d
 			if err := each(rec); err != nil {
 				return damaged, fmt.Errorf("%s at %d: %w", path, off, err)
 			}
-			good = off + i + 1
+			good = off + int64(len(line))
 		}
-		off += i + 1
+		off += int64(len(line))
 	}
-	if good < len(b) {
-		logger.Warn("torn tail removed", "file", path, "offset", good, "bytes", len(b)-good)
-		if err := os.Truncate(path, int64(good)); err != nil {
-			return damaged, err
-		}
+	if good < off {
+		logger.Warn("torn tail removed", "file", path, "offset", good, "bytes", off-good)
+		return damaged, f.Truncate(good)
 	}
 	return damaged, nil
 }
@@ -221,13 +233,22 @@ func syncDir(dir string) error {
 	return errors.Join(err, f.Close())
 }
 
-// replaceFile writes b to a temporary neighbour of path and renames it.
+// replaceFile puts b in place of the file at path, atomically.
 func replaceFile(path string, b []byte, mode os.FileMode, sync bool) error {
+	return replaceWith(path, mode, sync, func(w *bufio.Writer) {
+		w.Write(b) // its error comes with Flush
+	})
+}
+
+// replaceWith lets fill write a temporary neighbour of path and renames it.
+func replaceWith(path string, mode os.FileMode, sync bool, fill func(*bufio.Writer)) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
+	bw := bufio.NewWriterSize(f, 64<<10)
+	fill(bw)
+	err = bw.Flush()
 	if err == nil {
 		err = f.Chmod(mode)
 	}

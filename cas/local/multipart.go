@@ -243,9 +243,11 @@ func (v *vault) writeInPlace(u *upload, w *inPlace, off int64, body io.Reader, s
 	got, err := receive(body, size, func(at int64, p []byte, zero bool) error {
 		return guarded(func() error {
 			// An earlier attempt may have left bytes here, so zeros must be made, not assumed.
-			// The last byte of a part is always written, to give the file its length.
-			if zero && at+int64(len(p)) < size && punchHole(f, off+at, int64(len(p))) {
-				return nil
+			if zero && punchHole(f, off+at, int64(len(p))) {
+				if at+int64(len(p)) < size {
+					return nil
+				}
+				at, p = at+int64(len(p))-1, p[len(p)-1:] // the last byte of a part gives the file its length
 			}
 			_, err := f.WriteAt(p, off+at)
 			return err

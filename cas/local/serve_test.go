@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
 	"strings"
 	"testing"
@@ -254,6 +256,36 @@ func TestSlowClients(t *testing.T) {
 	half.expect(408, "RequestTimeoutException")
 	half.closed()
 	mute.closed()
+}
+
+func TestTLS(t *testing.T) {
+	cert := httptest.NewTLSServer(http.NotFoundHandler())
+	defer cert.Close()
+	s := mustOpen(t, Options{Dir: t.TempDir()})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error)
+	go func() { served <- s.Serve(ctx, tls.NewListener(l, &tls.Config{Certificates: cert.TLS.Certificates})) }()
+	conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	w := &wire{t, conn, bufio.NewReader(conn), s}
+	w.write(w.head("PUT", "/-/vaults/v", nil))
+	w.expect(201, "")
+	b := pattern(1<<20 + 1)
+	w.write(strings.Replace(w.head("POST", "/-/vaults/v/archives", uploadHead(b)), "Host:", "Host: other\r\nHost:", 1) + string(b))
+	w.expect(201, "")
+	w.write("nonsense\n\n")
+	w.expect(400, "BadRequest")
+	cancel()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
 }
 
 // What is being served when the context ends is served to its end.
