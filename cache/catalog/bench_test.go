@@ -3,9 +3,14 @@ package catalog
 import (
 	"context"
 	"fmt"
+	"os"
+	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -104,4 +109,134 @@ func BenchmarkLookup(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkMillion measures what grows with the catalog: opening it clean and
+// after a crash, a snapshot, and the memory of each. -benchtime 1x is enough.
+func BenchmarkMillion(b *testing.B) {
+	const inodes = 1_000_000
+	o := small(b.TempDir())
+	o.SnapshotEvery = 64 << 20
+	c, err := Open(o)
+	if err != nil {
+		b.Fatal(err)
+	}
+	v := mkvault(b, c, "v")
+	start, used := time.Now(), cpu()
+	for d := range inodes / 1000 {
+		update(b, c, func(tx *Tx) error {
+			dir, err := tx.Create(v, fmt.Sprintf("directory%04d", d), Inode{Mode: sIFDIR | 0o755}, 1)
+			for k := 0; k < 999 && err == nil; k++ {
+				_, err = tx.Create(dir.Ino, fmt.Sprintf("some-file-name-%04d.dat", k), Inode{Mode: sIFREG | 0o644}, 1)
+			}
+			return err
+		})
+	}
+	fmt.Printf("built in %v, cpu %v; %s\n", time.Since(start), cpu()-used, memory())
+	start, used = time.Now(), cpu()
+	if err := c.Snapshot(); err != nil {
+		b.Fatal(err)
+	}
+	fmt.Printf("snapshot of %d MB in %v, cpu %v; %s\n", c.j.SnapshotBytes()>>20, time.Since(start), cpu()-used, memory())
+	closing := func() {
+		start, used := time.Now(), cpu()
+		if err := c.Close(); err != nil {
+			b.Fatal(err)
+		}
+		fmt.Printf("closed in %v, cpu %v\n", time.Since(start), cpu()-used)
+	}
+	closing()
+	reopen := func(b *testing.B) {
+		used := cpu()
+		c, err = Open(o)
+		b.ReportMetric((cpu() - used).Seconds(), "cpu-s")
+		if err != nil {
+			b.Fatal(err)
+		}
+		if got := c.Stats().Inodes; got != inodes+2 {
+			b.Fatalf("%d inodes", got)
+		}
+	}
+	b.Run("open=clean", func(b *testing.B) {
+		for range b.N {
+			reopen(b)
+			b.StopTimer()
+			if c.Rebuilt() != "" {
+				b.Fatal(c.Rebuilt())
+			}
+			fmt.Println("open:", memory())
+			closing()
+			b.StartTimer()
+		}
+	})
+	b.Run("open=rebuild", func(b *testing.B) {
+		for range b.N {
+			b.StopTimer()
+			os.Remove(c.path("mark"))
+			b.StartTimer()
+			reopen(b)
+			b.StopTimer()
+			fmt.Println("rebuilt:", memory())
+			closing()
+			b.StartTimer()
+		}
+	})
+	reopen(b)
+	defer c.Close()
+	b.Run("lookup", func(b *testing.B) {
+		for i := range b.N {
+			d := uint64(i*7919) % (inodes / 1000)
+			err := c.View(func(tx *Tx) error {
+				dir, err := tx.Lookup(v, fmt.Sprintf("directory%04d", d))
+				if err != nil {
+					return err
+				}
+				f, err := tx.Lookup(dir.Ino, fmt.Sprintf("some-file-name-%04d.dat", i*31%999))
+				if err != nil {
+					return err
+				}
+				_, err = tx.Inode(f.Ino)
+				return err
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("check", func(b *testing.B) {
+		used := cpu()
+		defer func() { b.ReportMetric((cpu() - used).Seconds(), "cpu-s") }()
+		for range b.N {
+			if err := c.Check(context.Background(), false, func(p string) { b.Error(p) }); err != nil {
+				b.Fatal(err)
+			}
+		}
+		fmt.Println("check:", memory())
+	})
+}
+
+// cpu is the processor time this process has used: on a busy machine the better measure.
+func cpu() time.Duration {
+	var r syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &r)
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
+
+// memory is the process's resident memory, of it anonymous, after a collection.
+func memory() string {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return err.Error()
+	}
+	var s []string
+	for _, line := range strings.Split(string(b), "\n") {
+		for _, key := range []string{"VmRSS", "RssAnon", "VmHWM"} {
+			if v, ok := strings.CutPrefix(line, key+":"); ok {
+				s = append(s, key+" "+strings.TrimSpace(v))
+			}
+		}
+	}
+	return fmt.Sprintf("%s, heap %d MB", strings.Join(s, ", "), m.HeapAlloc>>20)
 }

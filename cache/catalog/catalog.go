@@ -95,6 +95,7 @@ type Catalog struct {
 	overlay  overlay
 	serial   uint64
 	inFlight []*request
+	pending  Stats // with what the batch adds so far
 	nextID   uint64
 
 	stats  atomic.Pointer[Stats] // as of the last record applied
@@ -110,7 +111,8 @@ type Catalog struct {
 	snapBytes atomic.Int64 // size of the newest
 	snapNext  atomic.Int64 // journal size before which no other is tried after one failed
 
-	applyHook func() // tests: called between journal and badger
+	appendHook func() error // tests: called before the journal
+	applyHook  func()       // tests: called between journal and badger
 }
 
 // Close stops background work and closes; nothing acknowledged depends on it.
@@ -145,7 +147,11 @@ func (c *Catalog) quiesce() bool {
 func (c *Catalog) shutdown(clean bool) error {
 	var errs []error
 	seq := c.views.published()
-	if c.db != nil {
+	if c.db != nil && !c.guard.closable() {
+		// It would write its memory to disk, and the full disk would kill the process.
+		c.log.Error("disk is full: the catalog's index is left open and will be rebuilt at the next start", "dir", c.o.Dir)
+		clean = false
+	} else if c.db != nil {
 		err := closeIndex(c.db)
 		clean = clean && err == nil
 		errs = append(errs, err)

@@ -89,13 +89,13 @@ func (c *Catalog) commitLoop() {
 func (c *Catalog) commitBatch() {
 	base := c.db.NewTransactionAt(c.views.published(), false)
 	defer base.Discard()
-	stats := *c.stats.Load()
+	c.pending = *c.stats.Load()
 	var size int64
 	for i := 0; ; i++ {
 		r := c.inFlight[i]
 		c.run(r, base)
 		if r.err == nil {
-			stats.add(&r.delta)
+			c.pending.add(&r.delta)
 			for _, op := range r.ops {
 				size += int64(len(op.Key) + len(op.Value))
 			}
@@ -109,7 +109,7 @@ func (c *Catalog) commitBatch() {
 		}
 		c.inFlight = append(c.inFlight, next)
 	}
-	if err := c.commit(size, stats); err != nil {
+	if err := c.commit(size, c.pending); err != nil {
 		c.overlay.drop()
 		for _, r := range c.inFlight {
 			if r.err == nil || r.saw {
@@ -190,7 +190,14 @@ func (c *Catalog) commit(size int64, stats Stats) error {
 	if err := c.guard.room(size); err != nil {
 		return err
 	}
-	seq, err := c.j.Append(batches)
+	var seq uint64
+	var err error
+	if c.appendHook != nil {
+		err = c.appendHook()
+	}
+	if err == nil {
+		seq, err = c.j.Append(batches)
+	}
 	if err != nil {
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			return fmt.Errorf("%w: %w", ErrNoSpace, err)
@@ -316,12 +323,7 @@ func (c *Catalog) maybeSnapshot() {
 }
 
 // Snapshot writes a snapshot now. It runs beside Updates and Views.
-func (c *Catalog) Snapshot() error {
-	if err := c.snapshot(); err != nil {
-		return fmt.Errorf("snapshot: %w", err)
-	}
-	return nil
-}
+func (c *Catalog) Snapshot() error { return c.snapshot() }
 
 func (c *Catalog) snapshot() error {
 	c.snapping.Lock()

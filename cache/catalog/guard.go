@@ -62,9 +62,9 @@ func (g *guard) start() error {
 	if err := g.lookLocked(); err != nil {
 		return err
 	}
-	// Badger creates a log and a table at once.
-	if need := min(g.minFree/4, 16<<20); g.avail < need {
-		return fmt.Errorf("%w: %s free, %s are needed to open it", ErrNoSpace, size(g.avail), size(need))
+	// Badger begins a log and may write a table at once, and wants to be closed again.
+	if g.avail < closeBytes {
+		return fmt.Errorf("%w: %s free in %s, %s are needed to open it", ErrNoSpace, size(g.avail), g.dir, size(closeBytes))
 	}
 	return nil
 }
@@ -156,6 +156,26 @@ func fill(f *os.File, n int64) error {
 	}
 	return f.Sync()
 }
+
+// look asks the file system now, for badger's own goroutines are about to write.
+func (g *guard) look() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.lookLocked(); err != nil {
+		g.log.Error("asking for free disk space", "err", err)
+	}
+}
+
+// closable says whether badger can write its memory to disk. The reserve is given up for it if need be.
+func (g *guard) closable() bool {
+	g.look()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.avail >= closeBytes
+}
+
+// closeBytes is what badger may write when it is closed: its tables in memory, once more.
+const closeBytes = 4 * memTable
 
 // room refuses a batch that is large for what is left.
 func (g *guard) room(n int64) error {

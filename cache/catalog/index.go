@@ -12,7 +12,12 @@ import (
 	"github.com/casfs/casfs/cache/journal"
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/badger/v4/pb"
+	"github.com/dgraph-io/ristretto/v2/z"
 )
+
+// memTable is the size of badger's tables in memory, of which it has two.
+const memTable = 8 << 20
 
 // indexOptions keep badger small. Syncing is the journal's business, and a
 // single committer has no conflicts.
@@ -21,7 +26,7 @@ func indexOptions(dir string, log *slog.Logger) badger.Options {
 		WithLogger(badgerLog{log}).
 		WithSyncWrites(false).
 		WithDetectConflicts(false).
-		WithMemTableSize(8 << 20).
+		WithMemTableSize(memTable).
 		WithNumMemtables(2).
 		WithNumLevelZeroTables(2).
 		WithNumLevelZeroTablesStall(4).
@@ -30,6 +35,7 @@ func indexOptions(dir string, log *slog.Logger) badger.Options {
 		WithValueLogFileSize(64 << 20).
 		WithCompression(options.None).
 		WithBlockCacheSize(0).
+		WithBaseTableSize(512 << 10). // the largest are 32 times as large, and are built in memory
 		WithIndexCacheSize(16 << 20).
 		WithMetricsEnabled(false).
 		WithChecksumVerificationMode(options.OnTableRead).
@@ -133,7 +139,7 @@ func (c *Catalog) rebuild(reason string) error {
 	// What is written: the pairs once in tables, once in compaction.
 	need := 2*(c.j.SnapshotBytes()+c.j.Size()) + c.guard.minFree/2
 	if c.guard.free() < need {
-		if _, err := c.load(func(journal.Op, uint64) error { return nil }); err != nil {
+		if err := c.sources(); err != nil {
 			return err
 		}
 		if err := os.RemoveAll(old); err != nil {
@@ -155,28 +161,6 @@ func (c *Catalog) rebuild(reason string) error {
 	return syncDir(c.o.Dir)
 }
 
-// load hands out the newest snapshot's pairs and the changes after it, each
-// with a sequence number, and returns the last one.
-func (c *Catalog) load(put func(op journal.Op, seq uint64) error) (uint64, error) {
-	// A snapshot's pairs are older than any record that is not part of it.
-	seq, err := c.j.LoadSnapshot(func(op journal.Op) error { return put(op, 1) })
-	if err != nil {
-		return 0, err
-	}
-	for rec, err := range c.j.Replay(seq) {
-		if err != nil {
-			return 0, err
-		}
-		for _, op := range rec.Ops {
-			if err := put(op, rec.Seq); err != nil {
-				return 0, err
-			}
-		}
-		seq = rec.Seq
-	}
-	return seq, nil
-}
-
 // fill builds an index in dir that holds everything up to last.
 func (c *Catalog) fill(dir string, last uint64) (err error) {
 	db, err := openIndex(dir, c.log)
@@ -184,19 +168,30 @@ func (c *Catalog) fill(dir string, last uint64) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeIndex(db)) }()
-	w := db.NewManagedWriteBatch()
-	defer w.Cancel()
-	seq, err := c.load(func(op journal.Op, seq uint64) error {
-		if op.Value == nil {
-			return w.DeleteAt(op.Key, seq)
-		}
-		return w.SetEntryAt(&badger.Entry{Key: op.Key, Value: op.Value}, seq)
-	})
+	seq, err := c.fillSnapshot(db)
 	if err != nil {
 		return c.hopeless(err)
 	}
+	w := db.NewManagedWriteBatch()
+	defer w.Cancel()
+	for rec, err := range c.j.Replay(seq) {
+		if err != nil {
+			return c.hopeless(err)
+		}
+		for _, op := range rec.Ops {
+			if op.Value == nil {
+				err = w.DeleteAt(op.Key, rec.Seq)
+			} else {
+				err = w.SetEntryAt(&badger.Entry{Key: op.Key, Value: op.Value}, rec.Seq)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		seq = rec.Seq
+	}
 	if seq != last {
-		return c.hopeless(fmt.Errorf("journal goes to %d, but its records only to %d", last, seq))
+		return c.hopeless(fmt.Errorf("%w: it goes to %d, but its records only to %d", journal.ErrGap, last, seq))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -214,8 +209,65 @@ func (c *Catalog) fill(dir string, last uint64) (err error) {
 	return txn.CommitAt(last, nil)
 }
 
+// fillSnapshot writes the newest snapshot into an empty index, in tables of
+// their final place: through logs and compactions it would take several times as long.
+func (c *Catalog) fillSnapshot(db *badger.DB) (seq uint64, err error) {
+	w := db.NewStreamWriter()
+	if err := w.Prepare(); err != nil {
+		return 0, err
+	}
+	flushed := false
+	defer func() {
+		if !flushed {
+			w.Cancel()
+		}
+	}()
+	buf := z.NewBuffer(1<<20, "snapshot")
+	defer func() { err = errors.Join(err, buf.Release()) }()
+	var last []byte
+	kv := &pb.KV{Version: 1} // older than any record that is not part of it
+	seq, err = c.j.LoadSnapshot(func(op journal.Op) error {
+		if bytes.Compare(op.Key, last) <= 0 {
+			return fmt.Errorf("%w: snapshot is not in order at %q", journal.ErrDamaged, op.Key)
+		}
+		last, kv.Key, kv.Value = op.Key, op.Key, op.Value
+		badger.KVToBuffer(kv, buf)
+		if buf.LenNoPadding() < 1<<20-64<<10 {
+			return nil
+		}
+		err := w.Write(buf)
+		buf.Reset()
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	if err := w.Write(buf); err != nil {
+		return 0, err
+	}
+	flushed = true
+	return seq, w.Flush()
+}
+
+// sources reads everything a rebuild would, to see that it can.
+func (c *Catalog) sources() error {
+	seq, err := c.j.LoadSnapshot(func(journal.Op) error { return nil })
+	if err != nil {
+		return err
+	}
+	for _, err := range c.j.Replay(seq) {
+		if err != nil {
+			return c.hopeless(err)
+		}
+	}
+	return nil
+}
+
 // hopeless explains a journal that cannot rebuild the index.
 func (c *Catalog) hopeless(err error) error {
+	if !errors.Is(err, journal.ErrDamaged) && !errors.Is(err, journal.ErrGap) {
+		return err
+	}
 	return fmt.Errorf("%w: the index must be rebuilt, but the journal cannot: %w. %s", ErrDamaged, err, c.advice())
 }
 

@@ -91,16 +91,43 @@ func keyString(table byte, name string) []byte {
 	return append(b, name...)
 }
 
+// The keys of index entries; nil where a record has none.
+
+func stagedKey(v *Version) []byte {
+	if v == nil || v.State != Staged && v.State != Uploading {
+		return nil
+	}
+	return key2(tStaged, v.Ino, v.V)
+}
+
+func localKey(v *Version) []byte {
+	if v == nil || v.Local == 0 {
+		return nil
+	}
+	return key3(tLocal, v.Local, v.Ino, v.V)
+}
+
+// archiveIndexes are those of tArchiveID, tIntent and tTrash.
+var archiveIndexes = [...]func(*Archive) []byte{archiveIDKey, intentKey, trashKey}
+
 func archiveIDKey(a *Archive) []byte {
 	return binary.BigEndian.AppendUint64(keyName(tArchiveID, a.Vault, a.ID), a.Num)
 }
 
 func intentKey(a *Archive) []byte {
+	if a.Intent == "" {
+		return nil
+	}
 	return binary.BigEndian.AppendUint64(append(keyString(tIntent, a.Intent), 0), a.Num)
 }
 
 // trashKey orders by deadline, negative ones first.
-func trashKey(a *Archive) []byte { return key2(tTrash, sortable(a.Deadline), a.Num) }
+func trashKey(a *Archive) []byte {
+	if a.State != Trash {
+		return nil
+	}
+	return key2(tTrash, sortable(a.Deadline), a.Num)
+}
 
 func sortable(t int64) uint64 { return uint64(t) ^ 1<<63 }
 

@@ -11,7 +11,10 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("CASFS_CATALOG_VICTIM"); dir != "" {
 		victim(dir)
 	}
-	flag.Set("rapid.checks", "15")
+	if dir := os.Getenv("CASFS_CATALOG_FULL"); dir != "" {
+		fillDisk(dir)
+	}
+	flag.Set("rapid.checks", "8")
 	flag.Set("rapid.shrinktime", "5s")
 	flag.Parse()
 	os.Exit(m.Run())

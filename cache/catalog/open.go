@@ -315,6 +315,7 @@ func (c *Catalog) keepMark() {
 			return
 		case <-t.C:
 		}
+		c.guard.look()
 		if err := c.Barrier(context.Background(), 0); err != nil {
 			continue // logged by the journal, and every Update fails from now on
 		}

@@ -26,24 +26,12 @@ func (tx *Tx) replaceVersion(ino, v uint64, next *Version) error {
 	if err != nil {
 		return err
 	}
-	staged := func(v *Version) []byte {
-		if v == nil || v.State != Staged && v.State != Uploading {
-			return nil
-		}
-		return key2(tStaged, v.Ino, v.V)
-	}
-	local := func(v *Version) []byte {
-		if v == nil || v.Local == 0 {
-			return nil
-		}
-		return key3(tLocal, v.Local, v.Ino, v.V)
-	}
 	tx.countVersion(old, -1)
 	tx.countVersion(next, 1)
-	if err := tx.move(staged(old), staged(next)); err != nil {
+	if err := tx.move(stagedKey(old), stagedKey(next)); err != nil {
 		return err
 	}
-	if err := tx.move(local(old), local(next)); err != nil {
+	if err := tx.move(localKey(old), localKey(next)); err != nil {
 		return err
 	}
 	if next == nil {
@@ -141,21 +129,7 @@ func (tx *Tx) replaceArchive(num uint64, next *Archive) error {
 	if err != nil {
 		return err
 	}
-	for _, index := range []func(*Archive) []byte{
-		archiveIDKey,
-		func(a *Archive) []byte {
-			if a.Intent == "" {
-				return nil
-			}
-			return intentKey(a)
-		},
-		func(a *Archive) []byte {
-			if a.State != Trash {
-				return nil
-			}
-			return trashKey(a)
-		},
-	} {
+	for _, index := range archiveIndexes {
 		var from, to []byte
 		if old != nil {
 			from = index(old)
@@ -312,6 +286,11 @@ func (s *Stats) add(d *Stats) {
 	s.LiveBytes += d.LiveBytes
 	s.StagedFiles += d.StagedFiles
 	s.StagedBytes += d.StagedBytes
+}
+
+func (s *Stats) negate() {
+	s.Inodes, s.Files, s.LiveBytes = -s.Inodes, -s.Files, -s.LiveBytes
+	s.StagedFiles, s.StagedBytes = -s.StagedFiles, -s.StagedBytes
 }
 
 func (tx *Tx) countInode(i *Inode, sign int64) { tx.delta.countInode(i, sign) }
