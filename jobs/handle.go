@@ -352,21 +352,33 @@ func (e *Engine) keepUnflushed(f *file) bool {
 		return false
 	}
 	e.unflushed[f] = struct{}{}
+	select {
+	case e.flushWake <- struct{}{}:
+	default:
+	}
 	return true
 }
 
 // runFlush retries what Release could not record.
 func (e *Engine) runFlush(ctx context.Context) error {
 	for {
-		if err := sleep(ctx, 2*time.Second); err != nil {
-			return nil
-		}
 		e.problemsMu.Lock()
 		var list []*file
 		for f := range e.unflushed {
 			list = append(list, f)
 		}
 		e.problemsMu.Unlock()
+		if len(list) == 0 {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-e.flushWake:
+			}
+			continue
+		}
+		if err := sleep(ctx, 2*time.Second); err != nil {
+			return nil
+		}
 		for _, f := range list {
 			f.mu.Lock()
 			err := f.flushLocked()
