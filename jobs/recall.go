@@ -58,8 +58,11 @@ type recaller struct {
 	speed    meter
 	took     map[cas.Tier]time.Duration // how long jobs take, measured
 
-	waves       waves
-	inventories map[uint64]*inventory // by vault inode
+	waves          waves
+	inventories    map[string]*inventory // by vault
+	merging        chan struct{}         // of size merges
+	noInventory    bool                  // none begins by itself
+	inventoryLimit int                   // archives per job, 0: as many as the service gives
 }
 
 // recallOptions are the reading side of Options with defaults filled in.
@@ -101,7 +104,8 @@ func newRecaller(e *Engine) *recaller {
 		checked:     make(map[uint64]struct{}),
 		stubs:       make(map[uint64]int64),
 		took:        make(map[cas.Tier]time.Duration),
-		inventories: make(map[uint64]*inventory),
+		inventories: make(map[string]*inventory),
+		merging:     make(chan struct{}, merges),
 	}
 	r.idle = sync.NewCond(&r.mu)
 	if r.log == nil {
