@@ -16,7 +16,8 @@ import (
 type fileNode struct{ node }
 
 // openFlags translates open(2)'s flags. Creating and truncating are decided by
-// the request; O_APPEND's offsets come from the kernel.
+// the request; O_APPEND's offsets come from the kernel. O_NONBLOCK means nothing, as on
+// any regular file: tar, rsync, grep and file(1) open everything with it, for fear of fifos.
 func openFlags(flags uint32) jobs.OpenFlags {
 	mode := flags & unix.O_ACCMODE
 	return jobs.OpenFlags{
@@ -25,7 +26,6 @@ func openFlags(flags uint32) jobs.OpenFlags {
 		Append:   flags&unix.O_APPEND != 0,
 		Truncate: flags&unix.O_TRUNC != 0,
 		Sync:     flags&unix.O_DSYNC != 0, // O_SYNC contains it
-		NonBlock: flags&unix.O_NONBLOCK != 0,
 	}
 }
 

@@ -286,11 +286,11 @@ type waiter struct {
 
 // admit is the open-time policy for a file whose bytes are not all local:
 // nil when reads may recall, else ErrDenied, ErrGuard, or ErrAgain after
-// queueing (mode queue, nonBlock). Called without f.mu.
+// queueing (mode queue). Called without f.mu.
 //
 // What is local of a partial file (its stubs, say) may be read by everyone: there the policy waits
 // for the read that would recall.
-func (r *recaller) admit(c Caller, f *file, nonBlock bool) error {
+func (r *recaller) admit(c Caller, f *file) error {
 	f.mu.Lock()
 	v := f.ver
 	partial := f.local != nil && len(f.local.VerifiedRanges()) > 0
@@ -312,7 +312,7 @@ func (r *recaller) admit(c Caller, f *file, nonBlock bool) error {
 		}
 		return err
 	}
-	if nonBlock || r.o.mode == RecallQueue {
+	if r.o.mode == RecallQueue {
 		if err := r.queue(c, f, "", false); err != nil {
 			return err
 		}

@@ -605,13 +605,6 @@ func TestModes(t *testing.T) {
 		time.Sleep(5 * time.Hour)
 		r.want(ino, data, 0, 1000)
 		r.jobs(1)
-		r.cold(ino)
-		r.stop()
-		r.opts.Recall = RecallAuto
-		r.start()
-		if _, err := r.e.Open(context.Background(), Caller{}, ino, OpenFlags{Read: true, NonBlock: true}); !errors.Is(err, ErrAgain) {
-			t.Errorf("O_NONBLOCK: %v", err)
-		}
 	})
 }
 
