@@ -18,6 +18,7 @@ type OpenFlags struct {
 	Append      bool
 	Truncate    bool
 	Sync        bool // O_SYNC or O_DSYNC: every write is on stable disk before it returns
+	NonBlock    bool
 }
 
 // Handle is an open regular file. It keeps the inode alive until Release.
@@ -141,7 +142,7 @@ func (f *file) openLocked(fl OpenFlags) *Handle {
 	return h
 }
 
-// Open opens a regular file. In mode queue, a cold file starts
+// Open opens a regular file. In mode queue, or with NonBlock, a cold file starts
 // its retrieval and fails with ErrAgain; deny, guard and denied commands fail with ErrDenied/ErrGuard. In mode auto it does not wait: reads do.
 // Opening for writing without Truncate does not recall either: the first Write or Truncate does.
 func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, fl OpenFlags) (*Handle, error) {
@@ -159,7 +160,7 @@ func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, fl OpenFlags) (
 		return nil, err
 	}
 	if fl.Truncate {
-		if err := f.truncate(ctx, c, 0); err != nil {
+		if err := errors.Join(f.killPriv(c), f.truncate(ctx, c, 0)); err != nil {
 			f.put()
 			return nil, err
 		}
@@ -191,7 +192,7 @@ func (f *file) admitOpen(c Caller, fl OpenFlags) error {
 	if !cold {
 		return nil
 	}
-	return f.e.recall.admit(c, f)
+	return f.e.recall.admit(c, f, fl.NonBlock)
 }
 
 // Local reports whether every byte is local, verified, and will stay so until Release:
@@ -222,7 +223,6 @@ func (h *Handle) Fsync(ctx context.Context, datasync bool) error {
 	f := h.impl.f
 	e := f.e
 	if err := f.fsync(ctx); err != nil {
-		e.log.Error("fsync", "path", e.path(f.ino), "err", err)
 		return err
 	}
 	if err := e.tellFailure(f.ino); err != nil {
@@ -338,9 +338,7 @@ func (e *Engine) tellFailure(ino uint64) error {
 	}
 	fl.told = true
 	e.problemsMu.Unlock()
-	err := fmt.Errorf("%w: %s", ErrUpload, fl.err)
-	e.log.Error("telling a program of a failed upload", "path", e.path(ino), "err", err)
-	return err
+	return fmt.Errorf("%w: %s", ErrUpload, fl.err)
 }
 
 // keepUnflushed leaves the caller's reference to the flusher, and reports whether it took it.
@@ -351,33 +349,21 @@ func (e *Engine) keepUnflushed(f *file) bool {
 		return false
 	}
 	e.unflushed[f] = struct{}{}
-	select {
-	case e.flushWake <- struct{}{}:
-	default:
-	}
 	return true
 }
 
 // runFlush retries what Release could not record.
 func (e *Engine) runFlush(ctx context.Context) error {
 	for {
+		if err := sleep(ctx, 2*time.Second); err != nil {
+			return nil
+		}
 		e.problemsMu.Lock()
 		var list []*file
 		for f := range e.unflushed {
 			list = append(list, f)
 		}
 		e.problemsMu.Unlock()
-		if len(list) == 0 {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-e.flushWake:
-			}
-			continue
-		}
-		if err := sleep(ctx, 2*time.Second); err != nil {
-			return nil
-		}
 		for _, f := range list {
 			f.mu.Lock()
 			err := f.flushLocked()

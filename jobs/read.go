@@ -13,12 +13,7 @@ import (
 // ReadAt reads up to len(p) bytes; n < len(p) only at the end of the file. It
 // waits for a recall of cold ranges until ctx ends (returning ctx's error), ErrTimedOut, ErrDamaged, ErrGuard, ErrDenied.
 func (h *Handle) ReadAt(ctx context.Context, c Caller, p []byte, off int64) (int, error) {
-	n, err := h.impl.f.readAt(ctx, c, p, off)
-	if err != nil && ctx.Err() == nil {
-		e := h.impl.f.e
-		e.log.Error("read", "path", e.path(h.impl.f.ino), "off", off, "len", len(p), "pid", c.PID, "err", err)
-	}
-	return n, err
+	return h.impl.f.readAt(ctx, c, p, off)
 }
 
 func (f *file) readAt(ctx context.Context, c Caller, p []byte, off int64) (int, error) {

@@ -22,6 +22,7 @@ type reclaimer struct {
 
 	mu     sync.Mutex
 	inos   map[uint64]struct{}
+	held   map[uint64]int // by Hold: not to be taken
 	wake   chan struct{}
 	trash  chan struct{} // the trash has changed
 	idle   chan struct{} // closed and replaced when inos is empty
@@ -33,7 +34,7 @@ const reclaimBatch = 256
 
 func newReclaimer(e *Engine) *reclaimer {
 	return &reclaimer{
-		e: e, inos: map[uint64]struct{}{}, failed: map[uint64]time.Time{},
+		e: e, inos: map[uint64]struct{}{}, held: map[uint64]int{}, failed: map[uint64]time.Time{},
 		wake: make(chan struct{}, 1), trash: make(chan struct{}, 1),
 	}
 }
@@ -47,6 +48,27 @@ func (b *reclaimer) add(ino uint64) {
 	case b.wake <- struct{}{}:
 	default:
 	}
+}
+
+// Hold keeps a regular file from being reclaimed after its last name and handle
+// are gone, until release is called: the kernel may have found the name just before, and opens
+// the inode by number next. It costs nothing to speak of and survives no restart.
+func (e *Engine) Hold(ino uint64) (release func()) {
+	b := e.bin
+	b.mu.Lock()
+	b.held[ino]++
+	b.mu.Unlock()
+	return sync.OnceFunc(func() {
+		b.mu.Lock()
+		if b.held[ino]--; b.held[ino] == 0 {
+			delete(b.held, ino)
+		}
+		_, waits := b.inos[ino]
+		b.mu.Unlock()
+		if waits {
+			b.add(ino)
+		}
+	})
 }
 
 func (b *reclaimer) kickTrash() {
@@ -91,6 +113,9 @@ func (b *reclaimer) take() []*file {
 	b.mu.Lock()
 	var inos []uint64
 	for ino := range b.inos {
+		if b.held[ino] > 0 {
+			continue
+		}
 		if inos = append(inos, ino); len(inos) == reclaimBatch {
 			break
 		}

@@ -58,11 +58,8 @@ type recaller struct {
 	speed    meter
 	took     map[cas.Tier]time.Duration // how long jobs take, measured
 
-	waves          waves
-	inventories    map[string]*inventory // by vault
-	merging        chan struct{}         // of size merges
-	noInventory    bool                  // none begins by itself
-	inventoryLimit int                   // archives per job, 0: as many as the service gives
+	waves       waves
+	inventories map[uint64]*inventory // by vault inode
 }
 
 // recallOptions are the reading side of Options with defaults filled in.
@@ -104,8 +101,7 @@ func newRecaller(e *Engine) *recaller {
 		checked:     make(map[uint64]struct{}),
 		stubs:       make(map[uint64]int64),
 		took:        make(map[cas.Tier]time.Duration),
-		inventories: make(map[string]*inventory),
-		merging:     make(chan struct{}, merges),
+		inventories: make(map[uint64]*inventory),
 	}
 	r.idle = sync.NewCond(&r.mu)
 	if r.log == nil {
@@ -286,11 +282,11 @@ type waiter struct {
 
 // admit is the open-time policy for a file whose bytes are not all local:
 // nil when reads may recall, else ErrDenied, ErrGuard, or ErrAgain after
-// queueing (mode queue). Called without f.mu.
+// queueing (mode queue, nonBlock). Called without f.mu.
 //
 // What is local of a partial file (its stubs, say) may be read by everyone: there the policy waits
 // for the read that would recall.
-func (r *recaller) admit(c Caller, f *file) error {
+func (r *recaller) admit(c Caller, f *file, nonBlock bool) error {
 	f.mu.Lock()
 	v := f.ver
 	partial := f.local != nil && len(f.local.VerifiedRanges()) > 0
@@ -312,7 +308,7 @@ func (r *recaller) admit(c Caller, f *file) error {
 		}
 		return err
 	}
-	if r.o.mode == RecallQueue {
+	if nonBlock || r.o.mode == RecallQueue {
 		if err := r.queue(c, f, "", false); err != nil {
 			return err
 		}

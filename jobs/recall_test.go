@@ -33,9 +33,6 @@ type recallRig struct {
 	vault  uint64
 	stop   func()
 	seen   *changes
-
-	inventories    bool // begin by themselves
-	inventoryLimit int  // of archives per job
 }
 
 // changes notes what an Observer hears.
@@ -107,7 +104,6 @@ func (r *recallRig) start() {
 		r.t.Fatal(err)
 	}
 	r.e = e
-	e.recall.noInventory, e.recall.inventoryLimit = !r.inventories, r.inventoryLimit
 	if err := e.Probe(context.Background()); err != nil {
 		r.t.Fatal(err)
 	}
@@ -605,6 +601,13 @@ func TestModes(t *testing.T) {
 		time.Sleep(5 * time.Hour)
 		r.want(ino, data, 0, 1000)
 		r.jobs(1)
+		r.cold(ino)
+		r.stop()
+		r.opts.Recall = RecallAuto
+		r.start()
+		if _, err := r.e.Open(context.Background(), Caller{}, ino, OpenFlags{Read: true, NonBlock: true}); !errors.Is(err, ErrAgain) {
+			t.Errorf("O_NONBLOCK: %v", err)
+		}
 	})
 }
 

@@ -105,18 +105,11 @@ func inodeTx(tx *catalog.Tx, ino uint64) (i catalog.Inode, v catalog.Version, er
 	return i, v, err
 }
 
-// failed logs a namespace call that failed for a reason nobody expects in daily life, and returns err.
+// failed notes a namespace call that failed and returns err. The line for people is fs's.
 func (e *Engine) failed(op string, ino uint64, name string, err error) error {
-	if err == nil {
-		return nil
+	if err != nil {
+		e.log.Debug(op, "in", e.path(ino), "name", name, "err", err)
 	}
-	level := e.log.Error
-	for _, usual := range []error{catalog.ErrNotExist, catalog.ErrExist, catalog.ErrNotEmpty, catalog.ErrNotDir, catalog.ErrIsDir, catalog.ErrNoAttr} {
-		if errors.Is(err, usual) {
-			level = e.log.Debug
-		}
-	}
-	level(op, "in", e.path(ino), "name", name, "err", err)
 	return err
 }
 
@@ -254,8 +247,9 @@ func (s SetAttr) changes() bool {
 	return s.Mode != nil || s.UID != nil || s.GID != nil || s.Atime != nil || s.Mtime != nil || s.KillPriv
 }
 
-// apply changes everything but the size.
-func (s SetAttr) apply(i *catalog.Inode, now time.Time) {
+// apply changes everything but the size, and reports whether mode or owner are others now.
+func (s SetAttr) apply(i *catalog.Inode, now time.Time) bool {
+	old := *i
 	if s.KillPriv {
 		i.Mode &^= syscall.S_ISUID
 		if i.Mode&syscall.S_IXGRP != 0 {
@@ -278,6 +272,7 @@ func (s SetAttr) apply(i *catalog.Inode, now time.Time) {
 		i.Mtime = s.Mtime.UnixNano()
 	}
 	i.Ctime = max(i.Ctime, now.UnixNano())
+	return i.Mode != old.Mode || i.UID != old.UID || i.GID != old.GID
 }
 
 // make creates an inode other than a regular file that is opened.

@@ -19,9 +19,6 @@ func (h *Handle) WriteAt(ctx context.Context, c Caller, p []byte, off int64) (in
 	if err == nil && h.impl.flags.Sync {
 		err = f.syncWrite(ctx)
 	}
-	if err != nil && ctx.Err() == nil {
-		f.e.log.Error("write", "path", f.e.path(f.ino), "off", off, "len", len(p), "pid", c.PID, "err", err)
-	}
 	return n, err
 }
 
@@ -35,6 +32,9 @@ func (f *file) writeAt(ctx context.Context, c Caller, p []byte, off int64) (int,
 	if len(p) == 0 {
 		return 0, nil
 	}
+	if err := f.killPriv(c); err != nil {
+		return 0, err
+	}
 	var n int
 	err := f.change(ctx, c, off, int64(len(p)), func(l *content.File) error {
 		var err error
@@ -42,6 +42,34 @@ func (f *file) writeAt(ctx context.Context, c Caller, p []byte, off int64) (int,
 		return err
 	})
 	return n, err
+}
+
+// killPriv clears setuid and setgid before c changes the bytes, as the kernel
+// does on a local disk unless the writer is privileged. (With a set-attributes call the kernel says so itself.)
+func (f *file) killPriv(c Caller) error {
+	if c.UID == 0 {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	kill := SetAttr{KillPriv: true}
+	now := time.Now()
+	if i := f.inode; f.gone || !kill.apply(&i, now) {
+		return nil
+	}
+	var i catalog.Inode
+	_, err := f.e.catalog.Update(func(tx *catalog.Tx) error {
+		var err error
+		if i, err = tx.Inode(f.ino); err != nil {
+			return err
+		}
+		kill.apply(&i, now)
+		return tx.PutInode(i)
+	})
+	if err == nil {
+		f.adoptLocked(i)
+	}
+	return err
 }
 
 // change makes the file writable, runs op on its staging file without a lock,
@@ -62,8 +90,8 @@ func (f *file) change(ctx context.Context, c Caller, off, n int64, op func(*cont
 	f.inflight--
 	f.writes++
 	f.inode.Ctime = max(f.inode.Ctime, time.Now().UnixNano())
-	if off+n != f.inode.Size {
-		// The staging file knows, whatever runs beside this.
+	if off+n >= f.inode.Size {
+		// Grown or cut: the staging file knows, whatever runs beside this.
 		if size, serr := l.Size(); serr == nil {
 			f.inode.Size = size
 		}
@@ -330,12 +358,12 @@ func (h *Handle) Allocate(ctx context.Context, c Caller, mode uint32, off, n int
 	if f.e.closing.Load() {
 		return ErrClosing
 	}
+	if err := f.killPriv(c); err != nil {
+		return err
+	}
 	err := f.change(ctx, c, off, n, func(l *content.File) error { return l.Allocate(ctx, mode, off, n) })
 	if err == nil && h.impl.flags.Sync {
 		err = f.syncWrite(ctx)
-	}
-	if err != nil && ctx.Err() == nil && !errors.Is(err, errors.ErrUnsupported) {
-		f.e.log.Error("fallocate", "path", f.e.path(f.ino), "off", off, "len", n, "mode", mode, "err", err)
 	}
 	return err
 }
