@@ -21,7 +21,6 @@ var ours = map[string][]string{
 	"internal/cli/version": {},
 	"internal/control":     {"jobs", "cas"},
 	"internal/deps":        {},
-	"internal/e2e":         {}, // tests only
 	"fs":                   {"jobs", "cas", "cache/catalog", "cache/content"},
 	"jobs":                 {"cas", "cache", "cache/catalog", "cache/content"},
 	"cache":                {},

@@ -66,6 +66,8 @@ func setAttr(in *fuse.SetAttrIn, dir bool) jobs.SetAttr {
 	if v, ok := in.GetMTime(); ok {
 		s.Mtime = &v
 	}
-	s.KillPriv = in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || !dir && (s.UID != nil || s.GID != nil)
+	// A request without any field is a change of owner to what it is.
+	chown := s.UID != nil || s.GID != nil || s == (jobs.SetAttr{})
+	s.KillPriv = in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || !dir && chown
 	return s
 }

@@ -1,68 +1,80 @@
 package fs
 
 import (
-	"context"
-
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// bridge stands between the server and the library's tree, for the moments
-// the tree does not hear of.
+// bridge stands between the server and the library's tree. It sees what the
+// tree's methods do not: the number of a handle, the reply to an open, and the
+// moment after a release. Passthrough is done here and not by the library, which drops
+// the backing file of an inode with the release of any of its handles, also of
+// those that never used it: an open under way then fails with EIO.
 type bridge struct {
 	fuse.RawFileSystem
 	m *Mount
 }
 
-// Release gives handles back after the library has dropped the backing file it
-// registered for the inode. Were they given back inside the tree's Release, as the
-// library offers, an open in between could be given the old backing file for
-// bytes the engine has meanwhile put somewhere else.
-func (b *bridge) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
-	b.RawFileSystem.Release(cancel, in)
-	b.m.mu.Lock()
-	fh, ok := b.m.released[cancel]
-	delete(b.m.released, cancel)
-	b.m.mu.Unlock()
-	if ok {
-		b.m.finish(fh)
-	}
-}
-
-// Open notes whether the kernel reads files itself.
 func (b *bridge) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	s := b.RawFileSystem.Open(cancel, in, out)
-	if out.OpenFlags&fuse.FOPEN_PASSTHROUGH != 0 {
-		b.m.through.Store(true)
-	}
+	b.opened(cancel, s, out)
 	return s
 }
 
-// release notes, inside the tree's Release, which handle the request is about.
-// Request and context share the cancel channel.
-func (m *Mount) release(ctx context.Context, fh opened) {
+func (b *bridge) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	s := b.RawFileSystem.Create(cancel, in, name, out)
+	b.opened(cancel, s, &out.OpenOut)
+	return s
+}
+
+// opened completes the reply and remembers the handle under the number the kernel will use.
+func (b *bridge) opened(cancel <-chan struct{}, s fuse.Status, out *fuse.OpenOut) {
+	m := b.m
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.released[ctx.Done()] = fh
+	h := m.opening[cancel]
+	delete(m.opening, cancel)
+	if h != nil && s.Ok() {
+		m.handles[out.Fh] = h
+		out.BackingID = h.backing
+	}
+	m.mu.Unlock()
+	if h != nil && !s.Ok() {
+		m.finish(h)
+	}
+}
+
+// Release gives the handle back to the engine when neither kernel nor library use it any more.
+func (b *bridge) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
+	m := b.m
+	m.mu.Lock()
+	h := m.handles[in.Fh]
+	delete(m.handles, in.Fh) // before the library gives the number out again
+	m.mu.Unlock()
+	b.RawFileSystem.Release(cancel, in)
+	if h != nil {
+		m.finish(h)
+	}
 }
 
 // OnUnmount is called when the last request has been answered. An aborted
 // mount releases and forgets nothing, so what is still open is given back here.
 func (b *bridge) OnUnmount() {
 	b.RawFileSystem.OnUnmount()
-	b.m.mu.Lock()
-	var left []opened
-	for fh := range b.m.handles {
-		left = append(left, fh)
+	m := b.m
+	m.mu.Lock()
+	var handles []*fileHandle
+	for _, h := range m.handles {
+		handles = append(handles, h)
 	}
+	clear(m.handles)
 	var held []*removed
-	for r := range b.m.held {
+	for r := range m.held {
 		held = append(held, r)
 	}
-	b.m.mu.Unlock()
-	for _, fh := range left {
-		b.m.finish(fh)
+	m.mu.Unlock()
+	for _, h := range handles {
+		m.finish(h)
 	}
 	for _, r := range held {
-		b.m.drop(r)
+		m.drop(r)
 	}
 }

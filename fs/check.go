@@ -97,7 +97,7 @@ func checkMountpoint(mountpoint string) error {
 	return nil
 }
 
-// answerTime is how long a mount of somebody else's may take to answer a stat.
+// answerTime is how long a mount of somebody else's may take to answer.
 const answerTime = 2 * time.Second
 
 // checkMounted says what kind of mount is in the way.
@@ -105,8 +105,8 @@ func checkMounted(dir string, e mountEntry) error {
 	if e.fsType == fsType {
 		answer := make(chan error, 1) // the goroutine stays behind when the mount hangs
 		go func() {
-			var st unix.Stat_t
-			answer <- unix.Stat(dir, &st)
+			var st unix.Statfs_t // not stat: the kernel may have the attributes and answer for the dead
+			answer <- unix.Statfs(dir, &st)
 		}()
 		select {
 		case err := <-answer:

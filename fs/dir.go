@@ -59,7 +59,7 @@ func (n *dirNode) Create(ctx context.Context, name string, flags, mode uint32, o
 		return nil, nil, 0, e
 	}
 	child := n.entry(c, name, a, out)
-	fh, fuseFlags := n.m.handle(child.Operations().(inode).base(), h, f)
+	fh, fuseFlags := n.m.handle(c, child.Operations().(inode).base(), h, f)
 	return child, fh, fuseFlags, 0
 }
 

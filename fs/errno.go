@@ -57,13 +57,10 @@ var errnos = []struct {
 	{cas.ErrInvalid, syscall.EINVAL},
 	{cas.ErrPolicy, syscall.EREMOTE},
 
-	{errNotSupported, syscall.EOPNOTSUPP},
 	{errors.ErrUnsupported, syscall.EOPNOTSUPP},
 	{context.DeadlineExceeded, syscall.ETIMEDOUT},
 	{fs.ErrNotExist, syscall.ESTALE}, // jobs.ErrStale
 }
-
-var errNotSupported = errors.New("not supported")
 
 // localErrnos are those of the local disk that mean the same to the program;
 // any other (a staging file that is gone is not the program's ENOENT) is EIO.

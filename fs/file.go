@@ -15,9 +15,9 @@ import (
 // fileNode is a regular file.
 type fileNode struct{ node }
 
-// openFlags translates open(2)'s flags. Creating and truncating are decided by
-// the request; O_APPEND's offsets come from the kernel. O_NONBLOCK means nothing, as on
-// any regular file: tar, rsync, grep and file(1) open everything with it, for fear of fifos.
+// openFlags translates open(2)'s flags. O_APPEND's offsets come from the kernel.
+// O_NONBLOCK means nothing on a regular file, and GNU tar sets it on every file
+// it reads: answering EAGAIN for cold files would make them unreadable for it.
 func openFlags(flags uint32) jobs.OpenFlags {
 	mode := flags & unix.O_ACCMODE
 	return jobs.OpenFlags{
@@ -37,7 +37,7 @@ func (n *fileNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, u
 	if err != nil {
 		return nil, 0, n.fail(c, "open", "", err)
 	}
-	fh, fuseFlags := n.m.handle(&n.node, h, f)
+	fh, fuseFlags := n.m.handle(c, &n.node, h, f)
 	return fh, fuseFlags, 0
 }
 
@@ -52,8 +52,8 @@ var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 1<<20); return &
 func (n *fileNode) CopyFileRange(ctx context.Context, fhIn fusefs.FileHandle, offIn uint64, out *fusefs.Inode, fhOut fusefs.FileHandle, offOut, length, flags uint64) (uint32, syscall.Errno) {
 	c, end := begin(ctx)
 	defer end()
-	from, ok1 := fhIn.(opened)
-	to, ok2 := fhOut.(opened)
+	from, ok1 := fhIn.(*fileHandle)
+	to, ok2 := fhOut.(*fileHandle)
 	if !ok1 || !ok2 || flags != 0 {
 		return 0, n.fail(c, "copy_file_range", "", catalog.ErrInvalid)
 	}
@@ -63,9 +63,9 @@ func (n *fileNode) CopyFileRange(ctx context.Context, fhIn fusefs.FileHandle, of
 	var done uint64
 	for done < length {
 		buf := (*bp)[:min(length-done, uint64(len(*bp)))]
-		nr, err := from.handle().ReadAt(c, c.caller(), buf, int64(offIn+done))
+		nr, err := from.h.ReadAt(c, c.caller(), buf, int64(offIn+done))
 		if err == nil && nr > 0 {
-			nr, err = to.handle().WriteAt(c, c.caller(), buf[:nr], int64(offOut+done))
+			nr, err = to.h.WriteAt(c, c.caller(), buf[:nr], int64(offOut+done))
 		}
 		if err != nil {
 			if done > 0 {

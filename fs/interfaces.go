@@ -40,21 +40,12 @@ var (
 	_ fusefs.NodeReadlinker     = (*linkNode)(nil)
 	_ inode                     = (*specialNode)(nil)
 
-	_ fileHandle                 = (*coldHandle)(nil)
-	_ fileHandle                 = (*localHandle)(nil)
-	_ fusefs.FilePassthroughFder = (*localHandle)(nil)
+	_ fusefs.FileReader    = (*fileHandle)(nil)
+	_ fusefs.FileWriter    = (*fileHandle)(nil)
+	_ fusefs.FileFlusher   = (*fileHandle)(nil)
+	_ fusefs.FileFsyncer   = (*fileHandle)(nil)
+	_ fusefs.FileAllocater = (*fileHandle)(nil)
+	_ fusefs.FileLseeker   = (*fileHandle)(nil)
 
 	_ jobs.Observer = (*notifier)(nil)
 )
-
-// fileHandle is what every open file can do.
-type fileHandle interface {
-	opened
-	fusefs.FileReader
-	fusefs.FileWriter
-	fusefs.FileFlusher
-	fusefs.FileFsyncer
-	fusefs.FileAllocater
-	fusefs.FileLseeker
-	fusefs.FileReleaser
-}

@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
+	"syscall"
 
 	fusefs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -38,22 +38,24 @@ type Mount struct {
 	engine  *jobs.Engine
 	log     *slog.Logger
 	dir     string // as the mount table shows it
+	minor   int    // of the mount's device
 	control string
 	rootIno uint64
 	server  *fuse.Server
 	notify  *notifier
 	served  chan struct{} // closed when nothing more will be served and everything open was given back
 
-	asked       bool        // Options.Passthrough
-	passthrough atomic.Bool // still worth offering
-	through     atomic.Bool // the kernel has taken a handle for passthrough
+	asked bool // Options.Passthrough
 
-	mu       sync.Mutex
-	open     map[uint64]uses
-	handles  map[opened]struct{}
-	released map[<-chan struct{}]opened
-	stale    map[uint64]int // inodes whose pages the kernel is being told to drop
-	held     map[*removed]struct{}
+	mu          sync.Mutex
+	passthrough bool          // worth trying
+	refusal     syscall.Errno // why not
+	through     bool          // the kernel has taken a file
+	ways        map[uint64]ways
+	opening     map[<-chan struct{}]*fileHandle // by the cancel channel of the request that opens it
+	handles     map[uint64]*fileHandle          // by the kernel's number
+	stale       map[uint64]int                  // inodes whose pages the kernel is being told to drop
+	held        map[*removed]struct{}
 }
 
 const (
@@ -80,18 +82,18 @@ func New(e *jobs.Engine, o Options) (*Mount, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	m := &Mount{
-		engine:   e,
-		log:      o.Logger,
-		dir:      dir,
-		control:  o.Control,
-		rootIno:  rootIno,
-		asked:    o.Passthrough,
-		served:   make(chan struct{}),
-		open:     make(map[uint64]uses),
-		handles:  make(map[opened]struct{}),
-		released: make(map[<-chan struct{}]opened),
-		stale:    make(map[uint64]int),
-		held:     make(map[*removed]struct{}),
+		engine:  e,
+		log:     o.Logger,
+		dir:     dir,
+		control: o.Control,
+		rootIno: rootIno,
+		asked:   o.Passthrough,
+		served:  make(chan struct{}),
+		ways:    make(map[uint64]ways),
+		opening: make(map[<-chan struct{}]*fileHandle),
+		handles: make(map[uint64]*fileHandle),
+		stale:   make(map[uint64]int),
+		held:    make(map[*removed]struct{}),
 	}
 	m.notify = newNotifier(m)
 
@@ -101,7 +103,7 @@ func New(e *jobs.Engine, o Options) (*Mount, error) {
 	if err != nil {
 		return nil, explain(dir, err)
 	}
-	m.passthrough.Store(o.Passthrough && m.server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH != 0)
+	m.passthrough = o.Passthrough && m.server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH != 0
 	m.notify.start()
 	e.SetObserver(m.notify)
 	go func() {
@@ -113,7 +115,13 @@ func New(e *jobs.Engine, o Options) (*Mount, error) {
 		detach(dir)
 		return nil, fmt.Errorf("the mount on %s does not answer: %w", dir, err)
 	}
-	if err := raiseReadAhead(dir); err != nil && os.Geteuid() == 0 {
+	entry, _, err := mountAt(dir)
+	if err != nil {
+		detach(dir)
+		return nil, err
+	}
+	m.minor = entry.minor
+	if err := raiseReadAhead(entry); err != nil && os.Geteuid() == 0 {
 		m.log.Debug("read-ahead not raised", "reason", err)
 	}
 	warnRequestTimeout(m.log)
@@ -197,13 +205,23 @@ func (m *Mount) nodeID(ino uint64) uint64 {
 // that was open in it has been given back to the engine.
 func (m *Mount) Wait() { <-m.served }
 
+// there reports whether this very mount is still in the mount table.
+func (m *Mount) there() bool {
+	e, mounted, err := mountAt(m.dir)
+	return err != nil || mounted && e.fsType == fsType && e.minor == m.minor
+}
+
 // Unmount detaches the mount. With open files it fails with ErrBusyMount unless lazy,
 // which detaches at once and lets open descriptors work on until Wait returns.
 func (m *Mount) Unmount(lazy bool) error {
 	select {
 	case <-m.served:
-		return nil
+		// Unmounted by somebody else, or aborted: then the mount point is still taken.
+		lazy = true
 	default:
+	}
+	if !m.there() {
+		return nil
 	}
 	if lazy {
 		return detach(m.dir)
@@ -213,8 +231,8 @@ func (m *Mount) Unmount(lazy bool) error {
 		<-m.served
 		return nil
 	}
-	if e, mounted, merr := mountAt(m.dir); merr == nil && (!mounted || e.fsType != fsType) {
-		return nil // someone else was faster
+	if !m.there() {
+		return nil // somebody else was faster
 	}
 	return fmt.Errorf("%w: %s: %w", ErrBusyMount, m.dir, err)
 }
@@ -222,14 +240,10 @@ func (m *Mount) Unmount(lazy bool) error {
 // Abort ends everything at once (second signal): programs inside get errors, waiting handlers are cancelled, and the mount
 // point is freed. It needs the fusectl file system, or root.
 func (m *Mount) Abort() error {
-	e, mounted, err := mountAt(m.dir)
-	if err != nil {
-		return err
-	}
-	if !mounted || e.fsType != fsType {
+	if !m.there() {
 		return nil
 	}
-	err = os.WriteFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", e.minor), []byte("1"), 0)
+	err := os.WriteFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", m.minor), []byte("1"), 0)
 	if err != nil {
 		if ferr := unix.Unmount(m.dir, unix.MNT_FORCE|unix.MNT_DETACH); ferr != nil {
 			return fmt.Errorf("abort %s: %w; by hand, as root: umount -f %s", m.dir, err, quote(m.dir))
@@ -239,39 +253,9 @@ func (m *Mount) Abort() error {
 	return detach(m.dir)
 }
 
-// PassthroughState says in words whether passthrough is in use.
-func (m *Mount) PassthroughState() string {
-	switch {
-	case !m.asked:
-		return "switched off"
-	case m.server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0:
-		return "not available: this kernel has none (Linux 6.9 or later is needed)"
-	case !m.passthrough.Load():
-		return "refused by the kernel: it needs root (CAP_SYS_ADMIN) and a state directory that is not on overlayfs; files are read through the page cache"
-	case m.through.Load():
-		return "in use"
-	}
-	return "available, not used yet"
-}
-
-// refused is called when the kernel sends a read it would have done itself had it
-// accepted the file. The library never offers again after the first refusal.
-func (m *Mount) refused() {
-	if m.passthrough.Swap(false) {
-		m.log.Info("passthrough is not used", "reason", m.PassthroughState())
-	}
-}
-
 // raiseReadAhead lets cached reads come in pieces of MaxWrite instead of the
 // default 128 KiB. The mount table tells the device: a stat of one's own mount can deadlock.
-func raiseReadAhead(dir string) error {
-	e, ok, err := mountAt(dir)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return fmt.Errorf("%s is not in the mount table", dir)
-	}
+func raiseReadAhead(e mountEntry) error {
 	file := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", e.major, e.minor)
 	return os.WriteFile(file, []byte(strconv.Itoa(readAheadKiB)), 0)
 }

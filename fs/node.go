@@ -73,8 +73,8 @@ func (n *node) Setattr(ctx context.Context, f fusefs.FileHandle, in *fuse.SetAtt
 	c, end := begin(ctx)
 	defer end()
 	var h *jobs.Handle
-	if o, ok := f.(opened); ok {
-		h = o.handle()
+	if fh, ok := f.(*fileHandle); ok {
+		h = fh.h
 	}
 	a, err := n.m.engine.Setattr(c, c.caller(), n.ino(), h, setAttr(in, n.IsDir()))
 	if err != nil {
@@ -102,8 +102,8 @@ func (n *node) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
 	return 0
 }
 
-// remember readies the child name of dir for losing a name: done reports
-// whether it did. Children the kernel does not know need nothing.
+// remember readies the child name of n for losing that name; done says whether
+// it did. Children the kernel does not know need nothing.
 func (n *dirNode) remember(c *call, name string) (done func(ok bool)) {
 	nothing := func(bool) {}
 	known := n.GetChild(name)
@@ -111,43 +111,34 @@ func (n *dirNode) remember(c *call, name string) (done func(ok bool)) {
 		return nothing
 	}
 	child := known.Operations().(inode).base()
-	if r := child.removed.Load(); r != nil && r.release != nil {
-		return nothing
-	}
 	r := &removed{}
 	if known.Mode() == unix.S_IFREG {
-		if r.release = n.m.hold(child.ino()); r.release == nil {
-			return nothing
+		if child.removed.Load() != nil {
+			return nothing // held already, for another of its names
 		}
-	} else {
-		a, err := n.m.engine.Getattr(c, child.ino())
-		if err != nil {
-			return nothing
-		}
-		r.attr = a
-		r.attr.Nlink = 0
-		r.attr.Ctime = time.Now().UnixNano()
-		if known.Mode() == unix.S_IFLNK {
-			if r.target, err = n.m.engine.Readlink(c, child.ino()); err != nil {
-				return nothing
+		r.release = n.m.engine.Hold(child.ino())
+		n.m.keep(r)
+		return func(ok bool) {
+			if !ok || !child.removed.CompareAndSwap(nil, r) {
+				n.m.drop(r)
 			}
+		}
+	}
+	a, err := n.m.engine.Getattr(c, child.ino())
+	if err != nil {
+		return nothing
+	}
+	r.attr = a
+	r.attr.Nlink = 0
+	r.attr.Ctime = time.Now().UnixNano()
+	if known.Mode() == unix.S_IFLNK {
+		if r.target, err = n.m.engine.Readlink(c, child.ino()); err != nil {
+			return nothing
 		}
 	}
 	return func(ok bool) {
-		if r.release == nil {
-			if ok {
-				child.removed.Store(r) // looked at only when the engine knows the inode no more
-			}
-			return
-		}
 		if ok {
-			// Other names may be left; then the file lives without us.
-			a, err := n.m.engine.Getattr(c, child.ino())
-			ok = err == nil && a.Nlink == 0
-		}
-		n.m.keep(r)
-		if !ok || !child.removed.CompareAndSwap(nil, r) {
-			n.m.drop(r)
+			child.removed.Store(r) // looked at only when the engine knows the inode no more
 		}
 	}
 }
@@ -175,6 +166,3 @@ func (m *Mount) drop(r *removed) {
 		r.release()
 	}
 }
-
-// hold keeps a regular file readable after its last name is gone.
-func (m *Mount) hold(ino uint64) (release func()) { return nil }

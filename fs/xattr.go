@@ -63,13 +63,15 @@ func (n *node) Getxattr(ctx context.Context, name string, dest []byte) (uint32, 
 func (n *node) Setxattr(ctx context.Context, name string, value []byte, flags uint32) syscall.Errno {
 	c, end := begin(ctx)
 	defer end()
-	err := errNotSupported
+	var err error
 	switch {
 	case name == controlAttr:
 		err = catalog.ErrPerm
 	case len(value) > maxXattr:
 		return syscall.E2BIG
-	case kindOf(name) == attrStored:
+	case kindOf(name) != attrStored:
+		return syscall.EOPNOTSUPP // cp -p and others try for every file: no log line
+	default:
 		create, replace := flags&unix.XATTR_CREATE != 0, flags&unix.XATTR_REPLACE != 0
 		// The request's memory is used again after the call.
 		err = n.m.engine.Setxattr(c, c.caller(), n.ino(), name, append([]byte(nil), value...), create, replace)
@@ -94,7 +96,7 @@ func (n *node) Removexattr(ctx context.Context, name string) syscall.Errno {
 	case attrAbsent:
 		err = catalog.ErrNoAttr
 	case attrRefused:
-		err = errNotSupported
+		return syscall.EOPNOTSUPP
 	}
 	if err != nil {
 		return n.fail(c, "removexattr "+name, "", err)

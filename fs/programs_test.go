@@ -1,0 +1,136 @@
+package fs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// program is one of the small programs tests run as processes of their own.
+// They use bare system calls: package os would repeat what was interrupted.
+func program(name string, args []string) error {
+	switch name {
+	case "read":
+		return readProgram(args)
+	case "fault":
+		return faultProgram(args)
+	case "mmap":
+		return mmapProgram(args)
+	}
+	return fmt.Errorf("no program %q", name)
+}
+
+// readProgram opens args[0] and reads from it once, with the signals in args[1:] caught. It prints
+// "opened", and then what read(2) returned. Go's handlers are installed with SA_RESTART.
+func readProgram(args []string) error {
+	catch(args[1:])
+	fd, err := unix.Open(args[0], unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	fmt.Println("opened")
+	buf := make([]byte, 4096)
+	n, err := unix.Read(fd, buf)
+	fmt.Println("read", n, err)
+	os.Exit(0)
+	return nil
+}
+
+// faultProgram maps args[0] and touches the first byte.
+func faultProgram(args []string) error {
+	catch(args[1:])
+	fd, err := unix.Open(args[0], unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	b, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		return err
+	}
+	fmt.Println("opened")
+	fmt.Println("touched", b[0])
+	os.Exit(0)
+	return nil
+}
+
+func catch(names []string) {
+	signal.Reset()
+	c := make(chan os.Signal, 16)
+	for _, s := range names {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			panic(err)
+		}
+		signal.Notify(c, syscall.Signal(n))
+	}
+}
+
+// mmapProgram maps the file args[0] shared, compares it with the file args[1], stores
+// through the mapping in many places, and writes what must be there now to args[1]. With args[2]
+// "create" it makes the file first. It is a program because a page fault holds
+// a thread, which the Go runtime of the process that serves it may be waiting for.
+func mmapProgram(args []string) error {
+	path, model := args[0], args[1]
+	want, err := os.ReadFile(model)
+	if err != nil {
+		return err
+	}
+	flags := os.O_RDWR
+	if args[2] == "create" {
+		flags |= os.O_CREATE
+	}
+	f, err := os.OpenFile(path, flags, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if args[2] == "create" {
+		if err := f.Truncate(int64(len(want))); err != nil {
+			return err
+		}
+	}
+	m, err := unix.Mmap(int(f.Fd()), 0, len(want), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("mmap: %w", err)
+	}
+	if !bytes.Equal(m, want) {
+		return fmt.Errorf("the mapping differs at %d", firstDiff(m, want))
+	}
+	chunk := fill(5000, uint64(os.Getpid()))
+	for _, off := range []int{0, 4090, 1 << 20, len(want) - len(chunk)} {
+		copy(m[off:], chunk)
+		copy(want[off:], chunk)
+	}
+	// read(2) sees stores, and the mapping sees write(2).
+	b := make([]byte, 100)
+	if _, err := f.ReadAt(b, 1<<20); err != nil || !bytes.Equal(b, chunk[:100]) {
+		return fmt.Errorf("read after a store: %v", err)
+	}
+	if _, err := f.WriteAt([]byte("written"), 2<<20); err != nil {
+		return err
+	}
+	copy(want[2<<20:], "written")
+	if !bytes.Equal(m[2<<20:2<<20+7], []byte("written")) {
+		return errors.New("the mapping does not show a write")
+	}
+	if err := unix.Msync(m, unix.MS_SYNC); err != nil {
+		return fmt.Errorf("msync: %w", err)
+	}
+	// After close(2) of the descriptor, before munmap.
+	f.Close()
+	m[7], want[7] = 'X', 'X'
+	if err := unix.Munmap(m); err != nil {
+		return err
+	}
+	if err := os.WriteFile(model, want, 0o644); err != nil {
+		return err
+	}
+	os.Exit(0)
+	return nil
+}
