@@ -22,7 +22,8 @@
 // never otherwise: it may lose records without an error, and a kill -9 leaves
 // no trace of what it should hold. It is then built anew from the newest
 // snapshot and the records after it, beside the old one, which it replaces when
-// it is complete.
+// it is complete. The other way round, an index that is to be trusted replaces a
+// damaged journal, which is kept as journal.damaged.1 and so on.
 package catalog
 
 import (
@@ -195,7 +196,7 @@ func (c *Catalog) Barrier(ctx context.Context, seq uint64) error {
 // ID returns the catalog's random creation id (hex).
 func (c *Catalog) ID() string { return c.id }
 
-// Rebuilt reports why badger had to be rebuilt at Open, "" if it had not.
+// Rebuilt reports why badger (or, from badger, the journal) had to be rebuilt at Open, "" if nothing had.
 func (c *Catalog) Rebuilt() string { return c.rebuilt }
 
 // Stats are counts for status, cheap enough to ask for every second.

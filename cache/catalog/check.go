@@ -27,6 +27,12 @@ func (c *Catalog) Check(ctx context.Context, repair bool, report func(problem st
 		return err
 	}
 	if damaged && repair {
+		// Set aside, so that the new one has an older one beside it in the end.
+		for _, seq := range k.bad {
+			if err := c.j.DropSnapshot(seq); err != nil {
+				return err
+			}
+		}
 		if err := c.Snapshot(); err != nil {
 			return err
 		}
@@ -42,6 +48,7 @@ type checker struct {
 	repair bool
 	report func(string)
 	steps  int
+	bad    []uint64 // damaged snapshots
 }
 
 // problem reports one and mends it if it can be. fix looks again, in an Update, and returns false when it finds nothing to mend.
@@ -86,6 +93,7 @@ func (k *checker) journal() (damaged bool, err error) {
 	bad := map[uint64]bool{}
 	c.j.CheckSnapshots(func(seq uint64, err error) {
 		bad[seq] = true
+		k.bad = append(k.bad, seq)
 		k.report(fmt.Sprintf("snapshot: %v", err))
 	})
 	var from uint64

@@ -152,6 +152,7 @@ func gone([]byte) []byte { return nil }
 const (
 	intact = iota
 	rebuilt
+	replaced // the journal
 	refused
 )
 
@@ -183,6 +184,16 @@ func TestDamage(t *testing.T) {
 	}
 	killed := filepath.Join(base, "killed")
 	copyState(t, o.Dir, killed)
+	mustClose(t, c)
+
+	// Another catalog of the same length.
+	o2 := o
+	o2.Dir = filepath.Join(base, "other")
+	other := o2.Dir
+	c = mustOpen(t, o2)
+	for c.Stats().Seq < n+10 {
+		update(t, c, func(tx *Tx) error { return tx.PutMeta("m", nil) })
+	}
 	mustClose(t, c)
 
 	journal := func(pattern string, n int, fn func([]byte) []byte) func(t *testing.T, dir string) {
@@ -250,13 +261,19 @@ func TestDamage(t *testing.T) {
 		{"clean: format deleted", false, file("format", gone), intact, ""},
 		{"clean: format and mark deleted", false, all(file("format", gone), file("mark", gone)), rebuilt, "not known how"},
 		{"clean: lock and reserve deleted", false, all(file("lock", gone), file("reserve", gone)), intact, ""},
-		{"clean: journal torn", false, journal("seg-*", -1, cut(3)), refused, "were on stable storage"},
-		{"clean: journal's last record flipped", false, journal("seg-*", -1, flip(1)), refused, "were on stable storage"},
-		{"clean: journal flipped", false, journal("seg-*", -1, flip(.5)), refused, "fails its checksum"},
-		{"clean: journal's older segment flipped", false, journal("seg-*", -2, flip(.5)), refused, "fails its checksum"},
+		{"clean: journal torn", false, journal("seg-*", -1, cut(3)), replaced, "were on stable storage"},
+		{"clean: journal's last record flipped", false, journal("seg-*", -1, flip(1)), replaced, "were on stable storage"},
+		{"clean: journal flipped", false, journal("seg-*", -1, flip(.5)), replaced, "fails its checksum"},
+		{"clean: journal's older segment flipped", false, journal("seg-*", -2, flip(.5)), replaced, "fails its checksum"},
 		{"clean: segment covered by snapshot flipped", false, journal("seg-*", 0, flip(.5)), intact, ""},
-		{"clean: last segment deleted", false, journal("seg-*", -1, gone), refused, "were on stable storage"},
-		{"clean: segment deleted", false, journal("seg-*", -2, gone), refused, "are missing between"},
+		{"clean: last segment deleted", false, journal("seg-*", -1, gone), replaced, "were on stable storage"},
+		{"clean: segment deleted", false, journal("seg-*", -2, gone), replaced, "are missing between"},
+		{"clean: journal and index flipped", false, all(journal("seg-*", -1, flip(.5)), index("*.sst", 0, flip(.3))), refused, "fails its checksum"},
+		{"clean: journal flipped, mark deleted", false, all(journal("seg-*", -1, flip(.5)), file("mark", gone)), refused, "fails its checksum"},
+		{"clean: journal of another catalog", false, func(t *testing.T, dir string) {
+			remove("journal")(t, dir)
+			copyState(t, filepath.Join(other, "journal"), filepath.Join(dir, "journal"))
+		}, refused, "the journal of"},
 		{"clean: journal deleted", false, remove("journal"), refused, "journal is missing"},
 		{"clean: journal emptied", false, all(remove("journal"), func(t *testing.T, dir string) { os.Mkdir(filepath.Join(dir, "journal"), 0o700) }), refused, "journal is missing"},
 		{"clean: journal, format and mark deleted", false, all(remove("journal"), remove("format"), remove("mark")), refused, "journal is missing"},
@@ -304,8 +321,24 @@ func TestDamage(t *testing.T) {
 			if got := c.Rebuilt(); got == "" != (k.want == intact) || !strings.Contains(got, k.says) {
 				t.Errorf("Rebuilt() = %q, want %q", got, k.says)
 			}
+			if k.want == replaced {
+				was := maps.Clone(before)
+				maps.DeleteFunc(was, func(name string, _ [32]byte) bool { return !strings.HasPrefix(name, "/journal/") })
+				for name, sum := range contents(t, filepath.Join(o.Dir, "journal.damaged.1")) {
+					if was["/journal"+name] != sum {
+						t.Errorf("damaged journal: %s was not kept as it was", name)
+					}
+					delete(was, "/journal"+name)
+				}
+				if len(was) > 0 {
+					t.Errorf("damaged journal: %v was not kept", was)
+				}
+			}
 			if got := countFiles(t, c, "v"); got != n {
 				t.Errorf("%d files, want %d", got, n)
+			}
+			if got := problems(t, c, false); got != nil && !strings.Contains(k.name, "snapshots flipped") {
+				t.Errorf("%q", got)
 			}
 			populate(t, c, "w", 20)
 			mustClose(t, c)

@@ -149,7 +149,8 @@ func (c *Catalog) rebuild(reason string) error {
 			return fmt.Errorf("%w: the index must be rebuilt (%s) and needs %d bytes, the disk has %d", ErrNoSpace, reason, need, free)
 		}
 	}
-	if err := c.fill(dir, last); err != nil {
+	snap, err := c.fill(dir, last)
+	if err != nil {
 		return errors.Join(err, os.RemoveAll(dir))
 	}
 	if err := os.RemoveAll(old); err != nil {
@@ -158,25 +159,33 @@ func (c *Catalog) rebuild(reason string) error {
 	if err := os.Rename(dir, old); err != nil {
 		return err
 	}
+	for _, seq := range c.j.Snapshots() {
+		if seq > snap { // found damaged
+			if err := c.j.DropSnapshot(seq); err != nil {
+				return err
+			}
+		}
+	}
 	return syncDir(c.o.Dir)
 }
 
-// fill builds an index in dir that holds everything up to last.
-func (c *Catalog) fill(dir string, last uint64) (err error) {
+// fill builds an index in dir that holds everything up to last, and returns the snapshot it began with.
+func (c *Catalog) fill(dir string, last uint64) (snap uint64, err error) {
 	db, err := openIndex(dir, c.log)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, closeIndex(db)) }()
-	seq, err := c.fillSnapshot(db)
+	snap, err = c.fillSnapshot(db)
 	if err != nil {
-		return c.hopeless(err)
+		return 0, c.hopeless(err)
 	}
+	seq := snap
 	w := db.NewManagedWriteBatch()
 	defer w.Cancel()
 	for rec, err := range c.j.Replay(seq) {
 		if err != nil {
-			return c.hopeless(err)
+			return 0, c.hopeless(err)
 		}
 		for _, op := range rec.Ops {
 			if op.Value == nil {
@@ -185,28 +194,28 @@ func (c *Catalog) fill(dir string, last uint64) (err error) {
 				err = w.SetEntryAt(&badger.Entry{Key: op.Key, Value: op.Value}, rec.Seq)
 			}
 			if err != nil {
-				return err
+				return 0, err
 			}
 		}
 		seq = rec.Seq
 	}
 	if seq != last {
-		return c.hopeless(fmt.Errorf("%w: it goes to %d, but its records only to %d", journal.ErrGap, last, seq))
+		return 0, c.hopeless(fmt.Errorf("%w: it goes to %d, but its records only to %d", journal.ErrGap, last, seq))
 	}
 	if err := w.Flush(); err != nil {
-		return err
+		return 0, err
 	}
 	s := state{id: c.id, seq: last}
 	txn := db.NewTransactionAt(last, true)
 	defer txn.Discard()
 	if s.stats, err = countAll(&Tx{base: txn}); err != nil {
-		return err
+		return 0, err
 	}
 	s.stats.Seq = last
 	if err := txn.Set(stateKey, encodeState(&s)); err != nil {
-		return err
+		return 0, err
 	}
-	return txn.CommitAt(last, nil)
+	return snap, txn.CommitAt(last, nil)
 }
 
 // fillSnapshot writes the newest snapshot into an empty index, in tables of

@@ -611,8 +611,42 @@ func TestDamagedSnapshotFallsBack(t *testing.T) {
 				t.Fatalf("LoadSnapshot = %d, %v with %d pairs; want 300 with 300", seq, err, n)
 			}
 			check(t, j, 300, 610)
+			// Once set aside the damaged one does not count.
+			for _, seq := range j.Snapshots()[1:] {
+				if err := j.DropSnapshot(seq); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := j.Snapshots(); !slices.Equal(got, []uint64{300}) || j.Size() == 0 {
+				t.Errorf("Snapshots() = %v, Size() = %d", got, j.Size())
+			}
+			if err := j.WriteSnapshot(610, pairs(0, 610)); err != nil {
+				t.Fatal(err)
+			}
+			if j.Oldest() > 300 {
+				t.Errorf("Oldest() = %d: the older snapshot cannot be used any more", j.Oldest())
+			}
 		})
 	}
+}
+
+func TestCreate(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new")
+	const id = "000102030405060708090a0b0c0d0e0f"
+	if err := Create(Options{Dir: dir}, id, 77, pairs(0, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Create(Options{Dir: dir}, id, 77, pairs(0, 1000)); err == nil {
+		t.Error("created over another one")
+	}
+	j := open(t, dir)
+	n := 0
+	seq, err := j.LoadSnapshot(func(Op) error { n++; return nil })
+	if seq != 77 || err != nil || n != 1000 || j.ID() != id {
+		t.Fatalf("%d, %v, %d pairs, id %s", seq, err, n, j.ID())
+	}
+	appendN(t, j, 5)
+	check(t, j, 77, 82)
 }
 
 func TestSnapshotThatFailsChangesNothing(t *testing.T) {

@@ -3,6 +3,7 @@ package journal
 import (
 	"bufio"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -52,6 +53,31 @@ func (j *Journal) WriteSnapshot(seq uint64, all iter.Seq2[Op, error]) error {
 	}
 	j.sinceSnap -= before
 	return j.pruneLocked()
+}
+
+// Create makes a journal of one snapshot in o.Dir, which must be empty or
+// absent: for an owner who has everything as of seq from elsewhere. id is that of the journal it stands for.
+func Create(o Options, id string, seq uint64, all iter.Seq2[Op, error]) error {
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return err
+	}
+	if names, err := os.ReadDir(o.Dir); err != nil || len(names) > 0 {
+		return errors.Join(err, fmt.Errorf("%s is not empty", o.Dir))
+	}
+	j := &Journal{dir: o.Dir, boot: bootID(), fsync: fdatasync}
+	b, err := hex.DecodeString(id)
+	if err != nil || len(b) != len(j.id) {
+		return fmt.Errorf("journal id %q", id)
+	}
+	copy(j.id[:], b)
+	path := filepath.Join(o.Dir, snapName(seq))
+	if err := j.dump(path+".tmp", seq, all); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".tmp", path); err != nil {
+		return err
+	}
+	return syncDir(o.Dir)
 }
 
 func (j *Journal) dump(path string, seq uint64, all iter.Seq2[Op, error]) (err error) {
@@ -140,6 +166,34 @@ func (j *Journal) LoadSnapshot(each func(Op) error) (uint64, error) {
 		return seq, j.readSnapshot(seq, each)
 	}
 	return 0, nil
+}
+
+// DropSnapshot sets a damaged snapshot aside (as a .damaged file, for people), so
+// that it does not count as one of the two that are kept.
+func (j *Journal) DropSnapshot(seq uint64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	i := slices.Index(j.snaps, seq)
+	if i < 0 {
+		return nil
+	}
+	path := filepath.Join(j.dir, snapName(seq))
+	if err := os.Rename(path, path+".damaged"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	j.snaps = slices.Delete(j.snaps, i, i+1)
+	// From the segments' sizes, which is near enough to know when the next snapshot is due.
+	var newest uint64
+	if n := len(j.snaps); n > 0 {
+		newest = j.snaps[n-1]
+	}
+	j.sinceSnap = 0
+	for _, s := range j.segs {
+		if s.last > newest {
+			j.sinceSnap += s.size
+		}
+	}
+	return nil
 }
 
 // CheckSnapshots reads every snapshot kept and reports those that are damaged.
