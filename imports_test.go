@@ -21,6 +21,7 @@ var ours = map[string][]string{
 	"internal/cli/version": {},
 	"internal/control":     {"jobs", "cas"},
 	"internal/deps":        {},
+	"internal/e2e":         {}, // tests only
 	"fs":                   {"jobs", "cas", "cache/catalog", "cache/content"},
 	"jobs":                 {"cas", "cache", "cache/catalog", "cache/content"},
 	"cache":                {},

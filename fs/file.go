@@ -15,9 +15,9 @@ import (
 // fileNode is a regular file.
 type fileNode struct{ node }
 
-// openFlags translates open(2)'s flags. O_APPEND's offsets come from the kernel.
-// O_NONBLOCK means nothing on a regular file, and GNU tar sets it on every file
-// it reads: answering EAGAIN for cold files would make them unreadable for it.
+// openFlags translates open(2)'s flags. Creating and truncating are decided by
+// the request; O_APPEND's offsets come from the kernel. O_NONBLOCK means nothing, as on
+// any regular file: tar, rsync, grep and file(1) open everything with it, for fear of fifos.
 func openFlags(flags uint32) jobs.OpenFlags {
 	mode := flags & unix.O_ACCMODE
 	return jobs.OpenFlags{

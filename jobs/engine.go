@@ -129,6 +129,7 @@ type Engine struct {
 	failures   map[uint64]*failure // permanent upload failures by inode
 	syncs      map[*syncJob]struct{}
 	unflushed  map[*file]struct{} // size and times could not be written to the catalog
+	flushWake  chan struct{}
 }
 
 // failure is a permanent failure to upload a file's version.
@@ -211,6 +212,7 @@ func Open(o Options) (*Engine, error) {
 		failures:  map[uint64]*failure{},
 		syncs:     map[*syncJob]struct{}{},
 		unflushed: map[*file]struct{}{},
+		flushWake: make(chan struct{}, 1),
 	}
 	e.settle = newSettler()
 	e.up = newUploader(e)

@@ -18,7 +18,6 @@ type OpenFlags struct {
 	Append      bool
 	Truncate    bool
 	Sync        bool // O_SYNC or O_DSYNC: every write is on stable disk before it returns
-	NonBlock    bool
 }
 
 // Handle is an open regular file. It keeps the inode alive until Release.
@@ -142,7 +141,7 @@ func (f *file) openLocked(fl OpenFlags) *Handle {
 	return h
 }
 
-// Open opens a regular file. In mode queue, or with NonBlock, a cold file starts
+// Open opens a regular file. In mode queue, a cold file starts
 // its retrieval and fails with ErrAgain; deny, guard and denied commands fail with ErrDenied/ErrGuard. In mode auto it does not wait: reads do.
 // Opening for writing without Truncate does not recall either: the first Write or Truncate does.
 func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, fl OpenFlags) (*Handle, error) {
@@ -192,7 +191,7 @@ func (f *file) admitOpen(c Caller, fl OpenFlags) error {
 	if !cold {
 		return nil
 	}
-	return f.e.recall.admit(c, f, fl.NonBlock)
+	return f.e.recall.admit(c, f)
 }
 
 // Local reports whether every byte is local, verified, and will stay so until Release:
@@ -349,21 +348,33 @@ func (e *Engine) keepUnflushed(f *file) bool {
 		return false
 	}
 	e.unflushed[f] = struct{}{}
+	select {
+	case e.flushWake <- struct{}{}:
+	default:
+	}
 	return true
 }
 
 // runFlush retries what Release could not record.
 func (e *Engine) runFlush(ctx context.Context) error {
 	for {
-		if err := sleep(ctx, 2*time.Second); err != nil {
-			return nil
-		}
 		e.problemsMu.Lock()
 		var list []*file
 		for f := range e.unflushed {
 			list = append(list, f)
 		}
 		e.problemsMu.Unlock()
+		if len(list) == 0 {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-e.flushWake:
+			}
+			continue
+		}
+		if err := sleep(ctx, 2*time.Second); err != nil {
+			return nil
+		}
 		for _, f := range list {
 			f.mu.Lock()
 			err := f.flushLocked()

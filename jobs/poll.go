@@ -29,18 +29,32 @@ const gather = 20 * time.Millisecond
 type vaultLoop struct {
 	r       *recaller
 	name    string
-	wake    chan struct{} // of size 1
+	wake    chan struct{} // of size 1: look now
+	again   chan struct{} // of size 1: think again about when
 	running bool
 
 	tries  int           // lists that failed in a row
 	listed time.Duration // how long the last list took
 }
 
+// wakeLaterLocked makes the vault's loop think again about when it looks next.
+func (r *recaller) wakeLaterLocked(vault string) {
+	v := r.vaults[vault]
+	if v == nil || !v.running {
+		r.kickLocked(vault)
+		return
+	}
+	select {
+	case v.again <- struct{}{}:
+	default:
+	}
+}
+
 // kickLocked makes the vault's loop look at its retrievals now.
 func (r *recaller) kickLocked(vault string) {
 	v := r.vaults[vault]
 	if v == nil {
-		v = &vaultLoop{r: r, name: vault, wake: make(chan struct{}, 1)}
+		v = &vaultLoop{r: r, name: vault, wake: make(chan struct{}, 1), again: make(chan struct{}, 1)}
 		r.vaults[vault] = v
 	}
 	select {
@@ -59,13 +73,17 @@ func (v *vaultLoop) run(ctx context.Context) {
 	defer timer.Stop()
 	timer.Stop()
 	for {
+		var next time.Time
 		select {
 		case <-ctx.Done():
 			return
 		case <-v.wake:
+			next = v.pass(ctx)
 		case <-timer.C:
+			next = v.pass(ctx)
+		case <-v.again:
+			next = v.next()
 		}
-		next := v.pass(ctx)
 		timer.Stop()
 		if !next.IsZero() {
 			timer.Reset(max(time.Until(next), 0))
@@ -222,7 +240,7 @@ func (v *vaultLoop) list(ctx context.Context, began time.Time) (seen map[string]
 		case cas.InventoryRetrieval:
 			if inv != nil {
 				r.mu.Lock()
-				inv.seeLocked(j)
+				inv.seeLocked(j, began)
 				r.mu.Unlock()
 			}
 		}

@@ -58,8 +58,11 @@ type recaller struct {
 	speed    meter
 	took     map[cas.Tier]time.Duration // how long jobs take, measured
 
-	waves       waves
-	inventories map[uint64]*inventory // by vault inode
+	waves          waves
+	inventories    map[string]*inventory // by vault
+	merging        chan struct{}         // of size merges
+	noInventory    bool                  // none begins by itself
+	inventoryLimit int                   // archives per job, 0: as many as the service gives
 }
 
 // recallOptions are the reading side of Options with defaults filled in.
@@ -101,7 +104,8 @@ func newRecaller(e *Engine) *recaller {
 		checked:     make(map[uint64]struct{}),
 		stubs:       make(map[uint64]int64),
 		took:        make(map[cas.Tier]time.Duration),
-		inventories: make(map[uint64]*inventory),
+		inventories: make(map[string]*inventory),
+		merging:     make(chan struct{}, merges),
 	}
 	r.idle = sync.NewCond(&r.mu)
 	if r.log == nil {
@@ -282,11 +286,11 @@ type waiter struct {
 
 // admit is the open-time policy for a file whose bytes are not all local:
 // nil when reads may recall, else ErrDenied, ErrGuard, or ErrAgain after
-// queueing (mode queue, nonBlock). Called without f.mu.
+// queueing (mode queue). Called without f.mu.
 //
 // What is local of a partial file (its stubs, say) may be read by everyone: there the policy waits
 // for the read that would recall.
-func (r *recaller) admit(c Caller, f *file, nonBlock bool) error {
+func (r *recaller) admit(c Caller, f *file) error {
 	f.mu.Lock()
 	v := f.ver
 	partial := f.local != nil && len(f.local.VerifiedRanges()) > 0
@@ -308,7 +312,7 @@ func (r *recaller) admit(c Caller, f *file, nonBlock bool) error {
 		}
 		return err
 	}
-	if nonBlock || r.o.mode == RecallQueue {
+	if r.o.mode == RecallQueue {
 		if err := r.queue(c, f, "", false); err != nil {
 			return err
 		}

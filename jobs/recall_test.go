@@ -33,6 +33,9 @@ type recallRig struct {
 	vault  uint64
 	stop   func()
 	seen   *changes
+
+	inventories    bool // begin by themselves
+	inventoryLimit int  // of archives per job
 }
 
 // changes notes what an Observer hears.
@@ -104,6 +107,7 @@ func (r *recallRig) start() {
 		r.t.Fatal(err)
 	}
 	r.e = e
+	e.recall.noInventory, e.recall.inventoryLimit = !r.inventories, r.inventoryLimit
 	if err := e.Probe(context.Background()); err != nil {
 		r.t.Fatal(err)
 	}
@@ -601,13 +605,6 @@ func TestModes(t *testing.T) {
 		time.Sleep(5 * time.Hour)
 		r.want(ino, data, 0, 1000)
 		r.jobs(1)
-		r.cold(ino)
-		r.stop()
-		r.opts.Recall = RecallAuto
-		r.start()
-		if _, err := r.e.Open(context.Background(), Caller{}, ino, OpenFlags{Read: true, NonBlock: true}); !errors.Is(err, ErrAgain) {
-			t.Errorf("O_NONBLOCK: %v", err)
-		}
 	})
 }
 

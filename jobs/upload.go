@@ -184,7 +184,7 @@ func (f *file) sealLocked() error {
 	plan := planSegments(v.Size, kept, e.opts.SegmentSize)
 	for i := range plan {
 		if plan[i].Intent == "" {
-			plan[i].Intent = newIntent()
+			plan[i].Intent = newIntent(e.catalog.ID())
 		}
 	}
 	want := f.inode
@@ -290,10 +290,12 @@ func planSegments(size int64, have []catalog.Upload, most int64) []catalog.Uploa
 	return plan
 }
 
-func newIntent() string {
+// newIntent returns a name for an upload that no other has. It begins with a piece of the catalog's: inode numbers
+// in descriptions mean something only beside it.
+func newIntent(catalog string) string {
 	var b [12]byte
 	rand.Read(b[:])
-	return hex.EncodeToString(b[:])
+	return catalog[:min(sourceLen, len(catalog))] + hex.EncodeToString(b[:])
 }
 
 // commitEmptyLocked ends the life of a staged version without bytes: the

@@ -167,7 +167,8 @@ func (e *Engine) mkVault(ctx context.Context, c Caller, name string, mode uint32
 		if err != nil {
 			return err
 		}
-		return tx.PutVault(catalog.Vault{Ino: i.Ino, Name: name, Created: now, Archives: -1, Bytes: -1})
+		// What is new is empty: no inventory has to tell.
+		return tx.PutVault(catalog.Vault{Ino: i.Ino, Name: name, Created: now, Archives: -1, Bytes: -1, Merged: now})
 	})
 	if err != nil {
 		return Attr{}, err

@@ -1,0 +1,349 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cas"
+	"github.com/casfs/casfs/cas/castest"
+	"github.com/casfs/casfs/cas/local"
+)
+
+func TestFaultsAnywhere(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Parts = 4 })
+	var mend []func()
+	inject := func(f castest.Fault) { mend = append(mend, r.srv.Inject(f)) }
+	for _, k := range []castest.Kind{castest.Status, castest.Reset, castest.CutRequest, castest.CutReply, castest.LoseReply} {
+		inject(castest.Fault{Op: "*", Kind: k, Probability: 0.02, Bytes: 10})
+	}
+	inject(castest.Fault{Op: "*", Kind: castest.Status, Code: "ThrottlingException", HTTPStatus: 400, Probability: 0.02})
+	inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.WrongHash, Probability: 0.02})
+	want := map[uint64][]byte{}
+	for i := range 60 {
+		size := []int{1, 100, 70 << 10, 1 << 20, 2<<20 + 1, 5 << 20, 9 << 20}[i%7]
+		data := pattern(size, uint64(i))
+		want[r.write(fmt.Sprintf("f%d", i), data)] = data
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	r.must(r.e.Sync(ctx, nil, nil))
+	for _, f := range mend {
+		f()
+	}
+	for ino, data := range want {
+		r.evict(ino)
+		r.expect(ino, data)
+	}
+	r.wantClean(true)
+}
+
+func TestLostRepliesMakeNoSilentDuplicate(t *testing.T) {
+	r := newRig(t, nil)
+	r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.LoseReply, Count: 1})
+	ino := r.write("f", []byte("sent twice"))
+	r.sync()
+	r.expect(ino, []byte("sent twice"))
+	list := r.archives()
+	if len(list) != 1 {
+		t.Fatalf("intents: %v", list)
+	}
+	for intent, n := range list {
+		if n != 2 {
+			t.Errorf("%d archives", n)
+		}
+		// The intent tells the second one from a foreign archive.
+		r.must(r.e.catalog.View(func(tx *catalog.Tx) error {
+			_, err := tx.ArchiveByIntent(intent)
+			return err
+		}))
+	}
+	r.evict(ino)
+	r.expect(ino, []byte("sent twice"))
+
+	// Complete is asked again and gives the same archive.
+	r.srv.Inject(castest.Fault{Op: cas.OpCompleteUpload, Kind: castest.LoseReply, Count: 2})
+	data := pattern(3<<20, 5)
+	ino = r.write("big", data)
+	r.sync()
+	for intent, n := range r.archives() {
+		if _, before := list[intent]; !before && n != 1 {
+			t.Errorf("%d archives of one upload in parts", n)
+		}
+	}
+	r.evict(ino)
+	r.expect(ino, data)
+}
+
+func TestPermanentFailure(t *testing.T) {
+	r := newRig(t, nil)
+	ctx := context.Background()
+	remove := r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.Status, Code: "AccessDeniedException", HTTPStatus: 403})
+	_, h, err := r.e.Create(ctx, someone, r.vault, "f", 0o644, OpenFlags{Write: true})
+	r.must(err)
+	r.writeAll(h, []byte("not allowed"), 0)
+	err = r.e.Sync(ctx, nil, nil)
+	if !errors.Is(err, ErrUpload) || !strings.Contains(err.Error(), "/v/f") {
+		t.Errorf("sync: %v", err)
+	}
+	// Told once: by the next fsync or close.
+	if err := h.Flush(ctx); !errors.Is(err, ErrUpload) {
+		t.Errorf("flush: %v", err)
+	}
+	if err := h.Flush(ctx); err != nil {
+		t.Errorf("second flush: %v", err)
+	}
+	r.must(h.Fsync(ctx, false))
+	h.Release()
+	st, err := r.e.Status(ctx)
+	r.must(err)
+	if len(st.Problems) != 1 || !strings.Contains(st.Problems[0], "/v/f") || len(st.Uploads) != 1 || !st.Uploads[0].Permanent {
+		t.Errorf("%+v", st)
+	}
+	s := r.wantState(h.Ino(), "uploading")
+	if s.Error == "" {
+		t.Errorf("%+v", s)
+	}
+	left, err := r.e.Drain(ctx, nil)
+	if !errors.Is(err, ErrUpload) || len(left) != 1 || left[0].Error == "" {
+		t.Errorf("drain: %+v, %v", left, err)
+	}
+	r.reopen() // remembered
+	if st, err := r.e.Status(ctx); err != nil || len(st.Problems) != 1 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	remove()
+	r.sync()
+	if st, err := r.e.Status(ctx); err != nil || len(st.Problems) != 0 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	r.expect(h.Ino(), []byte("not allowed"))
+}
+
+func TestModifiedWhileUploading(t *testing.T) {
+	r := newRig(t, nil)
+	ctx := context.Background()
+	r.srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Delay, Delay: 300 * time.Millisecond})
+	data := pattern(6<<20, 1)
+	ino := r.write("f", data)
+	for i := range 10 {
+		eventually(t, func() bool { return r.stat(ino).State == "uploading" })
+		time.Sleep(time.Duration(i*7) * time.Millisecond)
+		h, err := r.e.Open(ctx, someone, ino, OpenFlags{Write: true})
+		r.must(err)
+		patch := fmt.Appendf(nil, "patch %d", i)
+		off := i * 500000
+		copy(data[off:], patch)
+		r.writeAll(h, patch, int64(off))
+		h.Release()
+		r.expect(ino, data)
+	}
+	r.sync()
+	r.wantClean(false)
+	r.evict(ino)
+	r.expect(ino, data)
+}
+
+func TestResume(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Parts = 2; o.SegmentSize = 64 << 20 })
+	data := pattern(12<<20, 1)
+	stuck := r.srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Delay, Delay: time.Hour, Skip: 8})
+	ino := r.write("f", data)
+	eventually(t, func() bool { return r.srv.Count(cas.OpUploadPart) == 10 })
+	r.close()
+	stuck()
+	r.open()
+	// While it is away the name changes.
+	r.must(r.e.Rename(context.Background(), r.vault, "f", r.vault, "g", 0))
+	r.sync()
+	if n := r.srv.Count(cas.OpUploadPart); n > 14 {
+		t.Errorf("%d parts sent for a file of 12, 8 of them acknowledged before the restart", n)
+	}
+	r.wantArchives(1)
+	r.evict(ino)
+	r.expect(ino, data)
+}
+
+func TestUploadExpired(t *testing.T) {
+	srv := castest.New(t, local.Options{UploadLife: 300 * time.Millisecond})
+	r := &rig{t: t, srv: srv, client: srv.Client(t)}
+	r.o = crashOptions(t.TempDir(), r.client)
+	r.o.Logger = testLogger(t)
+	r.o.Parts = 2
+	_, err := r.client.CreateVault(context.Background(), "v")
+	r.must(err)
+	r.open()
+	defer r.close()
+	stuck := srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Delay, Delay: time.Second, Skip: 3, Count: 1})
+	defer stuck()
+	data := pattern(6<<20, 1)
+	ino := r.write("f", data)
+	r.sync()
+	r.wantArchives(1)
+	r.evict(ino)
+	r.expect(ino, data)
+}
+
+// quietly runs fn in a bubble of virtual time with an engine that settles after 30 s.
+func quietly(t *testing.T, change func(*Options), fn func(t *testing.T, r *rig)) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) {
+			o.Settle = 30 * time.Second
+			if change != nil {
+				change(o)
+			}
+		})
+		fn(t, r)
+		r.close()
+	})
+}
+
+func TestSettle(t *testing.T) {
+	quietly(t, nil, func(t *testing.T, r *rig) {
+		ctx := context.Background()
+		uploads := func() int { return r.srv.Count(cas.OpUploadArchive) }
+		ino := r.write("f", []byte("one"))
+		time.Sleep(29 * time.Second)
+		if uploads() != 0 {
+			t.Error("uploaded before it was quiet")
+		}
+		r.must(r.e.Rename(ctx, r.vault, "f", r.vault, "g", 0)) // the clock starts anew
+		time.Sleep(29 * time.Second)
+		if uploads() != 0 {
+			t.Error("uploaded after a rename")
+		}
+		mtime := time.Unix(1e9, 5)
+		a, err := r.e.Setattr(ctx, someone, ino, nil, SetAttr{Mtime: &mtime})
+		r.must(err)
+		if a.Mtime != mtime.UnixNano() {
+			t.Errorf("mtime %d", a.Mtime)
+		}
+		time.Sleep(29 * time.Second)
+		if uploads() != 0 {
+			t.Error("uploaded after utimens")
+		}
+		h, err := r.e.Open(ctx, someone, ino, OpenFlags{Write: true})
+		r.must(err)
+		time.Sleep(time.Hour)
+		if n := uploads(); n != 1 {
+			t.Errorf("%d uploads; an open for writing without a write delays nothing", n)
+		}
+		r.writeAll(h, []byte("two"), 0)
+		time.Sleep(time.Hour)
+		if n := uploads(); n != 1 {
+			t.Errorf("%d uploads of an open file", n)
+		}
+		h.Release()
+		time.Sleep(31 * time.Second)
+		synctest.Wait()
+		if n := uploads(); n != 2 {
+			t.Errorf("%d uploads", n)
+		}
+		r.wantState(ino, "resident")
+
+		// Rewritten a hundred times within the quiet time: one archive.
+		for i := range 100 {
+			r.write("g", fmt.Appendf(nil, "version %d", i))
+			time.Sleep(10 * time.Second)
+		}
+		time.Sleep(time.Minute)
+		if n := uploads(); n != 3 {
+			t.Errorf("%d uploads after a hundred rewrites", n)
+		}
+	})
+}
+
+func TestRetryForEver(t *testing.T) {
+	quietly(t, nil, func(t *testing.T, r *rig) {
+		remove := r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.Status, Code: "ServiceUnavailableException", HTTPStatus: 500})
+		ino := r.write("f", []byte("patience"))
+		time.Sleep(5 * time.Hour)
+		n := r.srv.Count(cas.OpUploadArchive)
+		if n < 200 || n > 1000 {
+			t.Errorf("%d requests in five hours", n)
+		}
+		if s := r.wantState(ino, "uploading"); s.Error == "" {
+			t.Errorf("%+v", s)
+		}
+		remove()
+		time.Sleep(10 * time.Minute)
+		r.wantState(ino, "resident")
+	})
+}
+
+// Badger ticks twenty times a second, also in virtual time: hours stand for the months of real life.
+func TestTrashDeadline(t *testing.T) {
+	quietly(t, func(o *Options) { o.TrashAge = 4 * time.Hour }, func(t *testing.T, r *rig) {
+		ctx := context.Background()
+		r.write("f", []byte("kept for a while"))
+		time.Sleep(time.Hour)
+		r.must(r.e.Unlink(ctx, r.vault, "f"))
+		time.Sleep(170 * time.Minute)
+		if n := r.srv.Count(cas.OpDeleteArchive); n != 0 {
+			t.Errorf("%d deletions before the deadline", n)
+		}
+		remove := r.srv.Inject(castest.Fault{Op: cas.OpDeleteArchive, Kind: castest.Status, Code: "ServiceUnavailableException", HTTPStatus: 500})
+		time.Sleep(time.Hour)
+		list, err := r.e.Trash(ctx)
+		r.must(err)
+		if len(list) != 1 {
+			t.Errorf("%d in the trash while the service does not delete", len(list))
+		}
+		remove()
+		time.Sleep(20 * time.Minute)
+		if list, err = r.e.Trash(ctx); err != nil || len(list) != 0 {
+			t.Errorf("%v, %v", list, err)
+		}
+		r.wantArchives(0)
+	})
+}
+
+// One huge file does not keep small ones waiting, and memory is what Parts says.
+func TestFairness(t *testing.T) {
+	r := newRig(t, func(o *Options) {
+		o.Settle = time.Hour
+		o.Parts, o.Uploads = 4, 4
+		o.SegmentSize = 1 << 30
+	})
+	r.srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Delay, Delay: 300 * time.Millisecond})
+	huge := r.write("huge", pattern(64<<20, 1))
+	var small []uint64
+	for i := range 50 {
+		small = append(small, r.write(fmt.Sprintf("s%d", i), pattern(300<<10, uint64(i))))
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { r.must(r.e.Sync(context.Background(), []uint64{huge}, nil)) })
+	eventually(t, func() bool { return r.srv.Count(cas.OpUploadPart) > 0 })
+	r.must(r.e.Sync(context.Background(), small, nil))
+	if s := r.stat(huge).State; s != "uploading" {
+		t.Errorf("the huge file is %s when the small ones are done", s)
+	}
+	if n := r.e.up.bufs.used; n > 4 {
+		t.Errorf("%d buffers", n)
+	}
+	wg.Wait()
+	r.wantArchives(51)
+}
+
+func TestProgress(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Settle = time.Hour })
+	r.srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Delay, Delay: 200 * time.Millisecond})
+	r.write("a", pattern(5<<20, 1))
+	r.write("b", pattern(100, 1))
+	var last Progress
+	r.must(r.e.Sync(context.Background(), []uint64{r.vault}, func(p Progress) {
+		if p.BytesDone < last.BytesDone || p.FilesDone < last.FilesDone {
+			t.Errorf("%+v after %+v", p, last)
+		}
+		last = p
+	}))
+	if last.FilesDone != 2 || last.FilesTotal != 2 || last.BytesDone != 5<<20+100 || last.BytesTotal != 5<<20+100 {
+		t.Errorf("%+v", last)
+	}
+}

@@ -1,0 +1,376 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cas"
+	"github.com/casfs/casfs/cas/castest"
+)
+
+// upload puts an archive into the vault behind casfs's back.
+func (r *recallRig) upload(description string, data []byte) string {
+	r.t.Helper()
+	id, err := r.client.UploadArchive(r.t.Context(), "v", description, bytes.NewReader(data), cas.PartHash{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return id
+}
+
+// tree lists everything below the vault: path → inode.
+func (r *recallRig) tree() map[string]catalog.Inode {
+	r.t.Helper()
+	out := make(map[string]catalog.Inode)
+	var walk func(dir uint64, path string)
+	walk = func(dir uint64, path string) {
+		entries, err := r.e.ReadDir(r.t.Context(), dir, 0, 100_000)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		for _, d := range entries {
+			var i catalog.Inode
+			if err := r.e.catalog.View(func(tx *catalog.Tx) (err error) {
+				i, err = tx.Inode(d.Ino)
+				return err
+			}); err != nil {
+				r.t.Fatal(err)
+			}
+			out[path+d.Name] = i
+			if isDir(i.Mode) {
+				walk(d.Ino, path+d.Name+"/")
+			}
+		}
+	}
+	walk(r.vault, "")
+	return out
+}
+
+func (r *recallRig) files() []string {
+	r.t.Helper()
+	var list []string
+	for path, i := range r.tree() {
+		if isRegular(i.Mode) {
+			list = append(list, path)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func (r *recallRig) inventory() {
+	r.t.Helper()
+	if err := r.e.Inventory(context.Background(), "v", true, nil); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// archives counts the vault's archives by state.
+func (r *recallRig) archives() map[catalog.ArchiveState]int {
+	r.t.Helper()
+	n := make(map[catalog.ArchiveState]int)
+	err := r.e.catalog.View(func(tx *catalog.Tx) error {
+		for a, err := range tx.Archives(r.vault) {
+			if err != nil {
+				return err
+			}
+			n[a.State]++
+		}
+		return nil
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return n
+}
+
+// newMachine throws the state directory away.
+func (r *recallRig) newMachine() {
+	r.t.Helper()
+	r.stop()
+	r.opts.StateDir = filepath.Join(r.t.TempDir(), "state")
+	r.start()
+}
+
+func TestForeignArchivesBecomeFiles(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		r.stop()
+		r.inventories = true
+		ids := make(map[string]string)
+		for i, d := range []string{
+			"", "photo.jpg", "photo.jpg", "photo.jpg", "../../etc/passwd", "/home/me/a.txt", "home/me/a.txt", "home", "photo.jpg/under",
+			"two\nlines", "bad\xffbyte", "照片/夏.jpg", "照片/夏.jpg"[:5], strings.Repeat("x", 1024),
+			`{"Path":"c:\\my\\file.txt","UTCDateModified":"20120926T211216Z"}`, "casfs2 id=1",
+		} {
+			if strings.ContainsAny(d, "\n\xff") || len(d) == 5 {
+				d = strings.ToValidUTF8(strings.ReplaceAll(d, "\n", " "), "\uFFFD") // no header can carry it
+			}
+			ids[r.upload(d, blob(fmt.Sprint(i), 100+i))] = d
+		}
+		r.start()
+		if got := r.files(); len(got) != 0 {
+			t.Fatalf("before the inventory: %q", got)
+		}
+		// Until it is there the tree takes writes.
+		r.write("new", []byte("new"))
+		time.Sleep(5 * time.Hour)
+		synctest.Wait()
+		files := r.files()
+		if len(files) != len(ids)+1 {
+			t.Errorf("%d files of %d archives: %q", len(files), len(ids), files)
+		}
+		for _, want := range []string{"photo.jpg", "etc/passwd", "home/me/a.txt", "照片/夏.jpg", "my/file.txt", "casfs2 id=1", "two lines", "new"} {
+			if !slices.Contains(files, want) {
+				t.Errorf("%s is missing among %q", want, files)
+			}
+		}
+		tree := r.tree()
+		if got := time.Unix(0, tree["my/file.txt"].Mtime).UTC(); got.Year() != 2012 {
+			t.Errorf("mtime %v", got)
+		}
+		if r.seen.entries["photo.jpg"] == 0 {
+			t.Error("the kernel was not told of a new name")
+		}
+		// Their IDs are reachable, their bytes too.
+		s, err := r.e.Stat(t.Context(), tree["etc/passwd"].Ino)
+		if err != nil || len(s.Archives) != 1 || ids[s.Archives[0].ID] != "../../etc/passwd" || s.State != "cold" {
+			t.Errorf("stat %+v, %v", s, err)
+		}
+		r.want(tree["etc/passwd"].Ino, blob("4", 104), 0, 200)
+		// Again: nothing changes, stable names.
+		if err := r.e.Sync(t.Context(), []uint64{r.vault}, nil); err != nil {
+			t.Fatal(err)
+		}
+		r.inventory()
+		r.restart()
+		time.Sleep(30 * time.Hour)
+		if again := r.tree(); !slices.Equal(slices.Sorted(maps.Keys(again)), slices.Sorted(maps.Keys(tree))) {
+			t.Errorf("the second inventory changed the tree to %q", r.files())
+		}
+	})
+}
+
+func TestRebuild(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.PartSize, o.SegmentSize, o.SingleBelow = 1<<20, 2<<20, 1<<20 })
+		r.inventories = true
+		ctx := context.Background()
+		want := make(map[string][]byte)
+		mkdir := func(parent uint64, name string) uint64 {
+			a, err := r.e.Mkdir(ctx, Caller{UID: 7, GID: 8}, parent, name, 0o755)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return a.Ino
+		}
+		photos := mkdir(r.vault, "photos")
+		deep := mkdir(photos, "2019 夏")
+		for i := range 30 {
+			name := fmt.Sprintf("f%02d", i)
+			data := blob(name, 1+i*1000)
+			ino := r.writeIn(deep, name, data)
+			mode, uid, at := uint32(0o600+i%8), uint32(i), time.Unix(1_500_000_000+int64(i), int64(i))
+			if _, err := r.e.Setattr(ctx, Caller{}, ino, nil, SetAttr{Mode: &mode, UID: &uid, Mtime: &at}); err != nil {
+				t.Fatal(err)
+			}
+			want["photos/2019 夏/"+name] = data
+		}
+		want["big"] = blob("big", 5<<20+3)
+		r.write("big", want["big"])
+		if err := r.e.Sync(ctx, []uint64{r.vault}, nil); err != nil {
+			t.Fatal(err)
+		}
+		// One is rewritten, one renamed and rewritten, one deleted.
+		for name, to := range map[string]string{"f03": "f03", "f04": "g04"} {
+			a, err := r.e.Lookup(ctx, deep, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if name != to {
+				if err := r.e.Rename(ctx, deep, name, r.vault, to, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h, err := r.e.Open(ctx, Caller{}, a.Ino, OpenFlags{Write: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := h.WriteAt(ctx, Caller{}, []byte("second"), 10); err != nil {
+				t.Fatal(err)
+			}
+			h.Release()
+			copy(want["photos/2019 夏/"+name][10:], "second")
+		}
+		want["g04"] = want["photos/2019 夏/f04"]
+		delete(want, "photos/2019 夏/f04")
+		if err := r.e.Sync(ctx, []uint64{r.vault}, nil); err != nil {
+			t.Fatal(err)
+		}
+		before := r.tree()
+
+		r.newMachine()
+		if got := r.files(); len(got) != 0 {
+			t.Fatalf("before the inventory: %q", got)
+		}
+		time.Sleep(5 * time.Hour)
+		synctest.Wait()
+		after := r.tree()
+		if got, want := slices.Sorted(maps.Keys(after)), slices.Sorted(maps.Keys(before)); !slices.Equal(got, want) {
+			t.Fatalf("got  %q\nwant %q", got, want)
+		}
+		for path, b := range before {
+			a := after[path]
+			if isDir(b.Mode) {
+				continue
+			}
+			if a.Size != b.Size || a.Mtime != b.Mtime || a.Mode != b.Mode || a.UID != b.UID || a.GID != b.GID {
+				t.Errorf("%s: got %+v, want %+v", path, a, b)
+			}
+		}
+		for path, data := range want {
+			if path == "big" || strings.HasSuffix(path, "04") || strings.HasSuffix(path, "f03") || strings.HasSuffix(path, "f10") {
+				r.want(after[path].Ino, data, 0, len(data)+10)
+			}
+		}
+		if n := r.archives(); n[catalog.Trash] != 2 || n[catalog.Live] != 30+3 {
+			t.Errorf("archives %v", n)
+		}
+		r.inventory()
+		if again := r.tree(); !slices.Equal(slices.Sorted(maps.Keys(after)), slices.Sorted(maps.Keys(again))) {
+			t.Errorf("the second inventory changed the tree to %q", slices.Sorted(maps.Keys(again)))
+		}
+	})
+}
+
+func TestInventoryPagesRestartsAndFaults(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		r.stop()
+		for i := range 25 {
+			r.upload(fmt.Sprintf("d/f%02d", i), blob("x", 10+i))
+		}
+		r.inventories, r.inventoryLimit = true, 10
+		r.start()
+		time.Sleep(time.Hour)
+		r.restart() // while the first page's job runs
+		r.srv.Inject(castest.Fault{Op: cas.OpJobOutput, Kind: castest.CutReply, Bytes: 1500, Count: 3})
+		time.Sleep(4 * time.Hour)
+		if got := r.files(); len(got) != 10 {
+			t.Errorf("%d files after the first page", len(got))
+		}
+		// The answer to the next page's request is lost, and the program away until its output is gone.
+		r.srv.Inject(castest.Fault{Op: cas.OpInitiateJob, Kind: castest.LoseReply, Count: 1})
+		time.Sleep(time.Hour)
+		r.stop()
+		time.Sleep(60 * time.Hour)
+		r.start()
+		time.Sleep(10 * time.Hour)
+		if got := r.files(); len(got) != 25 {
+			t.Errorf("%d files after all pages: %q", len(got), got)
+		}
+		var v catalog.Vault
+		if err := r.e.catalog.View(func(tx *catalog.Tx) (err error) {
+			v, err = tx.Vault(r.vault)
+			return err
+		}); err != nil || v.Merged == 0 {
+			t.Errorf("%+v, %v", v, err)
+		}
+	})
+}
+
+func TestInventoryAdoptsARunningJob(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		r.upload("f", []byte("f"))
+		if _, err := r.client.InitiateJob(t.Context(), "v", cas.JobRequest{Type: cas.InventoryRetrieval}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Hour)
+		began := time.Now()
+		var last Progress
+		if err := r.e.Inventory(t.Context(), "v", true, func(p Progress) { last = p }); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(began); d > 70*time.Minute {
+			t.Errorf("it took %v", d)
+		}
+		if last.FilesDone != 1 {
+			t.Errorf("progress %+v", last)
+		}
+		r.jobs(1)
+		if got := r.files(); !slices.Equal(got, []string{"f"}) {
+			t.Errorf("files %q", got)
+		}
+	})
+}
+
+func TestMissingArchiveIsDamagedAfterTwoInventories(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		ino, _ := r.coldFile("f", 1000)
+		other, data := r.coldFile("g", 1000)
+		s, err := r.e.Stat(t.Context(), ino)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.client.DeleteArchive(t.Context(), "v", s.Archives[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		r.inventory() // too young to tell
+		if got := r.state(ino); got != "cold" {
+			t.Errorf("state %s after an early inventory", got)
+		}
+		time.Sleep(50 * time.Hour)
+		r.inventory()
+		if got := r.state(ino); got != "cold" {
+			t.Errorf("state %s after one inventory", got)
+		}
+		time.Sleep(24 * time.Hour)
+		r.inventory()
+		if got := r.state(ino); got != "damaged" {
+			t.Errorf("state %s after two inventories", got)
+		}
+		if n := r.archives(); n[catalog.Missing] != 1 || n[catalog.Live] != 1 {
+			t.Errorf("archives %v", n)
+		}
+		r.want(other, data, 0, 1000)
+		// Trash stays trash, whatever inventories list.
+		if err := r.e.Unlink(t.Context(), r.vault, "g"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		r.inventory()
+		if n := r.archives(); n[catalog.Trash] != 1 {
+			t.Errorf("archives %v", n)
+		}
+		if got := r.files(); !slices.Equal(got, []string{"f"}) {
+			t.Errorf("files %q", got)
+		}
+	})
+}
+
+func TestSecondUploadOfALostAnswerGoesToTheTrash(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.LoseReply, Count: 1})
+		ino, data := r.coldFile("f", 1000)
+		r.inventory()
+		if n := r.archives(); n[catalog.Trash] != 1 || n[catalog.Live] != 1 {
+			t.Errorf("archives %v", n)
+		}
+		if got := r.files(); !slices.Equal(got, []string{"f"}) {
+			t.Errorf("files %q", got)
+		}
+		r.want(ino, data, 0, 1000)
+	})
+}
