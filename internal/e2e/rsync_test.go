@@ -1,6 +1,9 @@
 package e2e
 
-import "testing"
+import (
+	"fmt"
+	"testing"
+)
 
 func TestRsync(t *testing.T) {
 	warmAndCold(t, []string{"rsync", "getfattr", "setfattr", "diff"}, func(t *testing.T, w *world) {
@@ -24,22 +27,28 @@ func TestRsyncChanges(t *testing.T) {
 		w.tree()
 		w.sh(`rsync -aHX "$W/src/" "$V/dst/"`)
 		w.between()
+		// rsync takes equal sizes and times, to the second, for equal files; so each change gets a time of its own.
+		year := 2020
+		changed := func(files string) string {
+			year++
+			return fmt.Sprintf("; (cd \"$W/src\"; touch -d %d-01-01 %s; find . -type d -exec touch -d %d-01-02 {} +)\n", year, files, year)
+		}
 
 		// In place: bytes in the middle of an archived file change, by delta or whole.
-		w.sh(`printf CHANGED | dd of="$W/src/sub dir/中文 名字.bin" bs=1 seek=1500000 conv=notrunc status=none
+		w.sh(`printf CHANGED | dd of="$W/src/sub dir/中文 名字.bin" bs=1 seek=1500000 conv=notrunc status=none` + changed(`"sub dir/中文 名字.bin"`) + `
 rsync -aHX --inplace --no-whole-file "$W/src/" "$V/dst/"`)
 		w.sameTree(`"$W/src"`, `"$V/dst"`)
 		w.between()
-		w.sh(`printf AGAIN | dd of="$W/src/sub dir/中文 名字.bin" bs=1 seek=77 conv=notrunc status=none
+		w.sh(`printf AGAIN | dd of="$W/src/sub dir/中文 名字.bin" bs=1 seek=77 conv=notrunc status=none` + changed(`"sub dir/中文 名字.bin"`) + `
 rsync -aHX --inplace --whole-file "$W/src/" "$V/dst/"`)
 		w.between()
 
 		// Appended.
-		w.sh(`head -c 700000 /dev/urandom >> "$W/src/over-a-mib"; printf 'one more\n' >> "$W/src/sub dir/deeper/seq 4.txt"
+		w.sh(`head -c 700000 /dev/urandom >> "$W/src/over-a-mib"; printf 'one more\n' >> "$W/src/sub dir/deeper/seq 4.txt"` + changed(`over-a-mib "sub dir/deeper/seq 4.txt"`) + `
 rsync -aHX --append "$W/src/" "$V/dst/"`)
 		w.sameTree(`"$W/src"`, `"$V/dst"`)
 		w.between()
-		w.sh(`head -c 100 /dev/urandom >> "$W/src/over-a-mib"
+		w.sh(`head -c 100 /dev/urandom >> "$W/src/over-a-mib"` + changed("over-a-mib") + `
 rsync -aHX --append-verify "$W/src/" "$V/dst/"`)
 		w.between()
 
@@ -49,7 +58,7 @@ truncate -s 12345 over-a-mib
 rm -r "sub dir/deeper" link
 mkdir link; printf 'now a directory\n' > link/file
 rm -r "empty dir"; printf 'now a file\n' > "empty dir"
-mv under-a-page "renamed page"
+mv under-a-page "renamed page"` + changed("over-a-mib link/file 'empty dir'") + `
 rsync -aHX --delete --fuzzy --delay-updates "$W/src/" "$V/dst/"`)
 		w.sameTree(`"$W/src"`, `"$V/dst"`)
 		w.between()
