@@ -1,8 +1,72 @@
-.PHONY: build test check
+# make            build bin/casfs
+# make demo       see the whole story on an embedded store, in two minutes
+# make test       every test, through real mounts, with the race detector
+# make check      formatting, vet, and a short run of every fuzz target
+# make install    program, man pages and completions below $(DESTDIR)$(PREFIX)
+# make bench      the benchmarks (docs/benchmarks.md)
+# make crash      kill the program a thousand times and look whether anything is lost
+# make model      a long run of random operations against a plain directory
+# make test-big   the service verbs with 1 GiB
+# make fuzz       every fuzz target for FUZZTIME
+# make tools      install or name the programs that tests need
+
+PREFIX   ?= /usr/local
+DESTDIR  ?=
+GO       ?= go
+FUZZTIME ?= 1m
+# A release is a tag; otherwise the program tells the commit it was built from.
+VERSION  ?= $(shell git describe --tags --exact-match 2>/dev/null)
+LDFLAGS  := $(if $(VERSION),-X github.com/casfs/casfs/internal/cli/version.release=$(VERSION))
+PACKAGES ?= ./...
+
+.PHONY: build demo test check install uninstall bench crash model test-big fuzz tools clean
+.DEFAULT_GOAL := build
+
 build:
-	go build -o bin/casfs .
-test:
-	go test -race ./...
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/casfs .
+
+demo: build
+	@testdata/demo bin/casfs
+
+test: tools
+	$(GO) test -race -timeout 20m $(PACKAGES)
+
 check:
-	test -z "$$(gofmt -l .)"
-	go vet ./...
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted (run gofmt -w):"; echo "$$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) mod verify
+	$(MAKE) --no-print-directory fuzz FUZZTIME=1s
+
+fuzz:
+	GO='$(GO)' .ci/fuzz '$(FUZZTIME)'
+
+tools:
+	@.ci/install-tools
+
+bench: build
+	@GO='$(GO)' .ci/bench
+
+crash: tools
+	CASFS_CRASHES=1000 $(GO) test -race -timeout 60m -v -run 'Crash|Kill' ./jobs ./cache/... ./internal/cli
+
+model: tools
+	CASFS_MODEL_OPS=100000 $(GO) test -timeout 120m -v -run TestModel ./fs
+
+test-big: tools
+	CASFS_TEST_BIG=1 $(GO) test -timeout 30m -v -run 'Service|Resume' ./internal/cli
+
+install: build
+	install -D -m 755 bin/casfs '$(DESTDIR)$(PREFIX)/bin/casfs'
+	install -d '$(DESTDIR)$(PREFIX)/share/man/man1'
+	bin/casfs man '$(DESTDIR)$(PREFIX)/share/man/man1'
+	install -d '$(DESTDIR)$(PREFIX)/share/bash-completion/completions' '$(DESTDIR)$(PREFIX)/share/zsh/site-functions' '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d'
+	bin/casfs completion bash > '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/casfs'
+	bin/casfs completion zsh > '$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_casfs'
+	bin/casfs completion fish > '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/casfs.fish'
+
+uninstall:
+	rm -f '$(DESTDIR)$(PREFIX)/bin/casfs' '$(DESTDIR)$(PREFIX)'/share/man/man1/casfs.1 '$(DESTDIR)$(PREFIX)'/share/man/man1/casfs-*.1
+	rm -f '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/casfs' '$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_casfs' '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/casfs.fish'
+
+clean:
+	rm -rf bin
