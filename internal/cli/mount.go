@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path"
 	"path/filepath"
+	"runtime/pprof"
 	"sync"
 	"syscall"
 	"time"
@@ -33,6 +34,7 @@ type mountArgs struct {
 	force      bool
 	offline    bool
 	debug      bool
+	profile    string
 }
 
 func (a *app) mountCmd() *cobra.Command {
@@ -69,6 +71,8 @@ the next mount goes on where it stopped.`,
 	fl.BoolVar(&m.offline, "offline", false, "mount although the service cannot be reached")
 	fl.BoolVar(&m.debug, "debug-fuse", false, "log every request of the kernel")
 	fl.MarkHidden("debug-fuse")
+	fl.StringVar(&m.profile, "cpu-profile", "", "write a CPU profile of the mount's life to this file")
+	fl.MarkHidden("cpu-profile")
 	addSettings(fl, &a.set, gService|gDelays|gState|gMount|gLog)
 	return cmd
 }
@@ -275,6 +279,17 @@ func (a *app) mount(ctx context.Context, m mountArgs) error {
 	}
 	fuse.Control = sock
 	fuse.FSName = fsName(svc, m.vault)
+	if m.profile != "" {
+		f, err := os.Create(m.profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 	if isDaemon() {
 		os.Chdir("/") // a daemon must not hold the directory it was started in
 	}
