@@ -437,12 +437,17 @@ func (e *Engine) runTrash(ctx context.Context) error {
 	if e.opts.ReadOnly {
 		return nil
 	}
+	var forgot time.Time
 	for {
 		next, err := e.reapDue(ctx)
 		if err != nil && ctx.Err() == nil {
 			e.log.Error("emptying the trash", "err", err)
 		}
-		e.forgetUncertain()
+		// Not at every wake-up: it reads all uploads, and every version replaced wakes this.
+		if now := time.Now(); now.Sub(forgot) >= time.Hour {
+			e.forgetUncertain()
+			forgot = now
+		}
 		wait := time.Hour
 		if !next.IsZero() {
 			wait = min(wait, max(time.Until(next), 0))
