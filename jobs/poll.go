@@ -102,19 +102,15 @@ func (v *vaultLoop) pass(ctx context.Context) time.Time {
 	r.mu.Lock()
 	inv := r.inventoryOfLocked(v.name)
 	look := inv != nil && inv.polled
-	var next time.Time
 	for rt := range r.byVault[v.name] {
-		switch {
-		case rt.lost, rt.rec.State == catalog.Asked, rt.rec.State == catalog.Wanted && !rt.notBefore.After(now):
+		if rt.lost || rt.rec.State == catalog.Asked || rt.rec.State == catalog.Wanted && !rt.notBefore.After(now) {
 			look = true
-		case rt.rec.State == catalog.Wanted && (next.IsZero() || rt.notBefore.Before(next)):
-			next = rt.notBefore
 		}
 		rt.candidate = nil
 	}
 	r.mu.Unlock()
 	if !look {
-		return next
+		return v.next()
 	}
 
 	began := time.Now()

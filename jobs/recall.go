@@ -476,6 +476,9 @@ func (r *recaller) unlink(w *waiter) {
 	for _, rt := range w.rts {
 		delete(rt.demand, w)
 		rt.left = time.Now()
+		if rt.streaming && len(rt.demand) == 0 && !rt.gone {
+			r.wakeLaterLocked(rt.rec.VaultName) // it ends when nobody comes back
+		}
 	}
 	w.rts = w.rts[:0]
 }
