@@ -12,8 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -118,6 +119,8 @@ func newWorld(t *testing.T, settle string) *world {
 	t.Cleanup(w.clean)
 	w.mount()
 	w.sh(`mkdir "$V"`)
+	// A mount takes an inventory of each vault once, by itself; not while a test counts requests.
+	w.casfs("inventory", "--wait", w.path("v"))
 	return w
 }
 
@@ -159,6 +162,7 @@ func (w *world) unmount() {
 // clean ends daemon and mount whatever happened, so that TempDir's removal never walks into the mount.
 func (w *world) clean() {
 	if w.daemon != nil && !w.t.Failed() {
+		w.inventory()
 		w.unmount()
 	}
 	if w.daemon != nil && w.daemon.ProcessState == nil {
@@ -274,6 +278,19 @@ func (w *world) remount() {
 	w.mount()
 }
 
+// inventory compares the vault with the catalog, which must know every archive: no name appears and none is damaged.
+func (w *world) inventory() {
+	w.t.Helper()
+	w.casfs("sync", w.mnt)
+	const list = `cd "$V"; find . -printf '%p %i %s %T@ %n\n' | LC_ALL=C sort`
+	before := w.sh(list)
+	w.casfs("inventory", "--wait", w.path("v"))
+	if after := w.sh(list); after != before {
+		w.t.Errorf("an inventory changed the tree from\n%s\nto\n%s", before, after)
+	}
+	w.casfs("check", w.mnt)
+}
+
 // state is a file's state as casfs stat tells it.
 func (w *world) state(name string) string {
 	w.t.Helper()
@@ -287,10 +304,11 @@ func (w *world) state(name string) string {
 // quiet fails when do makes a request to the service.
 func (w *world) quiet(what string, do func()) {
 	w.t.Helper()
-	before := w.store.requests.Load()
+	w.casfs("sync", w.mnt) // what is being uploaded anyway
+	before := len(w.store.asked())
 	do()
-	if n := w.store.requests.Load() - before; n != 0 {
-		w.t.Errorf("%s made %d requests to the service", what, n)
+	if new := w.store.asked()[before:]; len(new) != 0 {
+		w.t.Errorf("%s made %d requests to the service:\n%s", what, len(new), strings.Join(new, "\n"))
 	}
 }
 
@@ -318,7 +336,16 @@ func warmAndCold(t *testing.T, programs []string, test func(t *testing.T, w *wor
 type store struct {
 	endpoint string
 	keys     local.Credentials
-	requests atomic.Int64
+
+	mu       sync.Mutex
+	requests []string
+}
+
+// asked lists the requests that have arrived.
+func (s *store) asked() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.requests)
 }
 
 func newStore(t *testing.T, dir string) *store {
@@ -333,7 +360,9 @@ func newStore(t *testing.T, dir string) *store {
 	}
 	s := &store{endpoint: "http://" + l.Addr().String(), keys: st.Credentials()}
 	srv := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		s.requests.Add(1)
+		s.mu.Lock()
+		s.requests = append(s.requests, r.Method+" "+r.URL.RequestURI())
+		s.mu.Unlock()
 		st.ServeHTTP(rw, r)
 	})}
 	served := make(chan error, 1)
