@@ -2,7 +2,6 @@ package content
 
 import (
 	"math/bits"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -170,7 +169,7 @@ func (o *open) recountLocked() error {
 	s, n := o.s, o.n
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n.size, n.mtime = st.Size, time.Unix(st.Mtim.Unix())
+	n.size, n.mtime = st.Size, st.Mtim.Nano()
 	s.settleLocked(n, st.Blocks*512)
 	return nil
 }

@@ -75,7 +75,7 @@ type Options struct {
 	StagingWait  time.Duration // how long a write waits for room; 0: 10 min; negative: not at all
 	// Evict must drop the local copy of a content file (recording it first) and
 	// call Remove, or return an error when it is pinned, open or being fetched. Called without locks held.
-	// It may Drop ranges and keep others (stubs) instead.
+	// It may Drop ranges and keep others (stubs) instead. It must not wait for room: one goroutine evicts for all who do.
 	Evict  func(id uint64) error
 	Logger *slog.Logger
 }

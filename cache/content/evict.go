@@ -102,12 +102,12 @@ func (s *Store) victimLocked(pass uint64, patient bool, vol *volume) *node {
 	if s.evict == nil {
 		return nil
 	}
-	now := time.Now()
+	now := time.Now().UnixNano()
 	for n := s.lru.front; n != nil; n = n.next {
 		if n.pass >= pass || n.evicting || n.gone || n.total() == 0 {
 			continue
 		}
-		if patient && now.Before(n.notBefore) {
+		if patient && now < n.notBefore {
 			continue
 		}
 		if vol != nil && s.volumeOf(n.place) != vol {
@@ -131,12 +131,12 @@ func (s *Store) evictLocked(n *node, pass uint64) {
 	s.evictCalls--
 	n.evicting = false
 	if err == nil && (n.gone || n.total() < before) {
-		n.notBefore, n.refused = time.Time{}, 0
+		n.notBefore, n.refused = 0, 0
 		s.progress++
 		return
 	}
-	n.notBefore = time.Now().Add(min(time.Second<<min(n.refused, 10), refusedMax))
-	n.refused++
+	n.notBefore = time.Now().Add(min(time.Second<<n.refused, refusedMax)).UnixNano()
+	n.refused = min(n.refused+1, 10)
 }
 
 // refuseReservationsLocked tells those who wait in vain, now that every file refused and nobody holds room he may give back.

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -132,7 +131,7 @@ type found struct {
 	whole, part       bool
 	sidecar           bool // .map or .punched
 	size, alloc       int64
-	mtime, atime      time.Time
+	mtime, atime      int64 // ns
 	partSize, partAll int64
 }
 
@@ -220,8 +219,8 @@ func (s *Store) scanShard(p place, i int) (map[uint64]*found, error) {
 			f.part = true
 			f.partSize, f.partAll = st.Size, st.Blocks*512
 		}
-		f.mtime = time.Unix(st.Mtim.Unix())
-		f.atime = time.Unix(st.Atim.Unix())
+		f.mtime = st.Mtim.Nano()
+		f.atime = st.Atim.Nano()
 	}
 	return m, nil
 }
@@ -429,8 +428,8 @@ func (s *Store) loadOrder() {
 		}
 	}
 	sort.Slice(files, func(i, j int) bool {
-		if !files[i].atime.Equal(files[j].atime) {
-			return files[i].atime.Before(files[j].atime)
+		if files[i].atime != files[j].atime {
+			return files[i].atime < files[j].atime
 		}
 		return files[i].id < files[j].id
 	})

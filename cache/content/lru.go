@@ -14,11 +14,11 @@ type lruList struct{ front, back *node }
 
 type lruLinks struct {
 	prev, next *node
+	pass       uint64 // last pass of the evictor that tried it
+	notBefore  int64  // it refused; later passes leave it alone until then (ns)
+	refused    uint8  // how often in a row
 	listed     bool
-	pass       uint64    // last pass of the evictor that tried it
-	evicting   bool      // Evict is running
-	notBefore  time.Time // it refused; later passes leave it alone until then
-	refused    uint
+	evicting   bool // Evict is running
 }
 
 func (l *lruList) pushBack(n *node) {
@@ -70,9 +70,9 @@ func (s *Store) Touch(id uint64) {
 		return
 	}
 	s.lru.moveBack(n)
-	n.notBefore, n.refused = time.Time{}, 0
-	now := time.Now()
-	if now.Sub(n.atime) < touchEvery && now.After(n.atime) {
+	n.notBefore, n.refused = 0, 0
+	now := time.Now().UnixNano()
+	if d := now - n.atime; 0 <= d && d < int64(touchEvery) {
 		s.mu.Unlock()
 		return
 	}
@@ -81,6 +81,6 @@ func (s *Store) Touch(id uint64) {
 	s.mu.Unlock()
 	// A rename in between only loses the note.
 	_ = unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{
-		unix.NsecToTimespec(now.UnixNano()), {Nsec: unix.UTIME_OMIT},
+		unix.NsecToTimespec(now), {Nsec: unix.UTIME_OMIT},
 	}, unix.AT_SYMLINK_NOFOLLOW)
 }

@@ -34,7 +34,7 @@ func TestOrderSurvives(t *testing.T) {
 		order = append(order, id)
 		return s.Remove(id)
 	}})
-	mtime := s.nodes[3].mtime
+	mtime := time.Unix(0, s.nodes[3].mtime)
 	if time.Since(mtime) > time.Minute {
 		t.Errorf("Touch changed mtime to %v", mtime)
 	}

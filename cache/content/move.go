@@ -75,11 +75,10 @@ func (o *open) promote(to place, gen uint64) (bool, error) {
 	if err := s.needShard(to, n.id); err != nil {
 		return false, err
 	}
-	set := ranges{}
+	var set ranges
 	partial := false
 	if p := n.punched.Load(); p != nil {
-		set = p.complement(st.Size)
-		partial = true
+		set, partial = p.complement(st.Size), true
 		side := s.path(to, n.id, mapSuffix)
 		if err := s.writeSidecar(side, n.id, st.Size, set); err != nil {
 			return false, err
@@ -105,7 +104,9 @@ func (o *open) promote(to place, gen uint64) (bool, error) {
 	if err := os.Rename(s.path(inStaging, n.id, ""), name); err != nil {
 		return false, noSpace(err)
 	}
-	n.verified.Store(&set)
+	if partial {
+		n.verified.Store(&set)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n.kind, n.place, n.partial = Content, to, partial

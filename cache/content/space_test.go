@@ -156,6 +156,95 @@ func TestThrottleWakes(t *testing.T) {
 	}
 }
 
+// A small write does not overtake a big one that waits, though there would be room for it.
+func TestNoOvertaking(t *testing.T) {
+	bubble(t, Options{StagingLimit: mib}, func(t *testing.T, s *Store) {
+		full := staged(t, s, 1, make([]byte, mib/2))
+		f, err := s.CreateStaging(2)
+		must(t, err)
+		g, err := s.CreateStaging(3)
+		must(t, err)
+		var big, small atomic.Bool
+		go func() {
+			if _, err := f.WriteAt(bg, make([]byte, mib), 0); err != nil {
+				t.Error(err)
+			}
+			big.Store(true)
+		}()
+		synctest.Wait()
+		go func() {
+			if _, err := g.WriteAt(bg, make([]byte, 4096), 0); err != nil {
+				t.Error(err)
+			}
+			small.Store(true)
+		}()
+		synctest.Wait()
+		if small.Load() || s.Usage().Throttled != 2 {
+			t.Error("the small write overtook")
+		}
+		must(t, full.Truncate(0))
+		synctest.Wait()
+		if !big.Load() || small.Load() {
+			t.Errorf("big %v, small %v", big.Load(), small.Load())
+		}
+		must(t, f.Truncate(0))
+		synctest.Wait()
+		if !small.Load() {
+			t.Error("not woken")
+		}
+		f.Close()
+		g.Close()
+		full.Close()
+	})
+}
+
+// While a file is open, its charge follows what is allocated, whatever is done to it.
+func TestChargeOfOpenFile(t *testing.T) {
+	s := openStore(t, Options{StateDir: memDir(t), StagingLimit: 8 * mib, StagingWait: -1})
+	f, err := s.CreateStaging(1)
+	must(t, err)
+	defer f.Close()
+	want := func(n int64) {
+		t.Helper()
+		if got := s.Usage().StagingBytes; got != n {
+			t.Errorf("charged %d, want %d", got, n)
+		}
+	}
+	write := func(off, n int64) {
+		t.Helper()
+		_, err := f.WriteAt(bg, make([]byte, n), off)
+		must(t, err)
+	}
+	write(0, 4*mib)
+	want(4 * mib)
+	write(mib, mib)
+	want(4 * mib)
+	must(t, f.Truncate(mib))
+	want(mib)
+	write(0, 2*mib)
+	want(2 * mib)
+	must(t, f.Allocate(bg, punchMode, 0, mib))
+	want(mib)
+	write(0, 1)
+	want(mib + 4096)
+	write(100*mib-1, 2) // two blocks
+	want(mib + 3*4096)
+	must(t, f.Allocate(bg, unix.FALLOC_FL_KEEP_SIZE, 200*mib, mib))
+	want(2*mib + 3*4096)
+	must(t, f.Truncate(100*mib))
+	want(mib + 2*4096)
+	wantErr(t, f.Allocate(bg, 0, 0, 1<<50), ErrNoSpace)
+	must(t, f.Allocate(bg, 0, 0, 7*mib))
+	want(7*mib + 4096)
+	// What comes in by a shared mapping or the descriptor is counted at the next Sync.
+	must(t, f.Truncate(0))
+	_, err = unix.Pwrite(f.Fd(), make([]byte, mib), 0)
+	must(t, err)
+	want(0)
+	must(t, f.Sync())
+	want(mib)
+}
+
 // A promoted file that does not fit the cache keeps writers waiting until something was evicted.
 func TestPromoteBeyondCacheLimit(t *testing.T) {
 	var s *Store
@@ -321,11 +410,33 @@ func TestReleaseOfOthersWrites(t *testing.T) {
 	if _, err := s.ReserveContent(ctx, mib); err == nil {
 		t.Error("A's room was given away")
 	}
-	must(t, f.WriteVerified(make([]byte, 2*mib), 2*mib))
+	must(t, f.WriteVerified(make([]byte, mib), 2*mib))
+	if u := s.Usage(); u.CacheBytes != 4*mib || u.Reserved != mib {
+		t.Errorf("%+v", u)
+	}
+	must(t, f.WriteVerified(make([]byte, mib), 3*mib))
 	relA()
 	if u := s.Usage(); u.CacheBytes != 4*mib || u.Reserved != 0 {
 		t.Errorf("%+v", u)
 	}
+	must(t, f.Close())
+}
+
+// Nor is more kept than may be needed.
+func TestReleaseKeepsNoMore(t *testing.T) {
+	s := openStore(t, Options{CacheLimit: 4 * mib})
+	relA, err := s.ReserveContent(bg, 2*mib)
+	must(t, err)
+	relB, err := s.ReserveContent(bg, mib)
+	must(t, err)
+	f, err := s.CreateContent(1, 2*mib)
+	must(t, err)
+	must(t, f.WriteVerified(make([]byte, 2*mib), 0))
+	relB() // at most one of the two was B's
+	if u := s.Usage(); u.Reserved != mib {
+		t.Errorf("%+v", u)
+	}
+	relA()
 	must(t, f.Close())
 }
 

@@ -56,9 +56,9 @@ type node struct {
 	gone    bool     // removed; its bytes go with the last File
 	charged [2]int64 // by account
 	size    int64    // as of the last close
-	mtime   time.Time
-	atime   time.Time // last use as the disk has it
-	open    *open     // nil: no File and no operation
+	mtime   int64    // ns
+	atime   int64    // ns; last use as the disk has it
+	open    *open    // nil: no File and no operation
 	lruLinks
 
 	// named says that the name the file has survives power loss.
@@ -217,7 +217,7 @@ func (s *Store) List() []Entry {
 func (n *node) entryLocked() Entry {
 	return Entry{
 		ID: n.id, Kind: n.kind, Complete: !n.partial && n.punched.Load() == nil,
-		Size: n.size, Allocated: n.total(), Mtime: n.mtime,
+		Size: n.size, Allocated: n.total(), Mtime: time.Unix(0, n.mtime),
 	}
 }
 
@@ -306,7 +306,7 @@ func (s *Store) release(o *open) {
 		s.unchargeLocked(n, n.total())
 	}
 	if n.kind == Content && !n.gone { // a file that was open may be evictable now
-		n.notBefore, n.refused = time.Time{}, 0
+		n.notBefore, n.refused = 0, 0
 		s.progress++
 	}
 	s.roomLocked()
@@ -392,7 +392,9 @@ func (s *Store) CreateContent(id uint64, size int64) (*File, error) {
 		return nil, fmt.Errorf("content of %d bytes: %w", size, unix.EINVAL)
 	}
 	n := &node{id: id, kind: Content, place: s.contentPlace(), partial: size > 0}
-	n.verified.Store(&ranges{})
+	if n.partial {
+		n.verified.Store(&ranges{})
+	}
 	return s.create(n, size)
 }
 
@@ -405,7 +407,7 @@ func (s *Store) contentPlace() place {
 
 func (s *Store) create(n *node, size int64) (*File, error) {
 	n.size = size
-	n.mtime = time.Now()
+	n.mtime = time.Now().UnixNano()
 	n.atime = n.mtime
 	s.mu.Lock()
 	if s.closed {

@@ -108,11 +108,14 @@ func (o *open) record(add ranges) error {
 	if err := o.sync("verified.datasync", unix.Fdatasync); err != nil {
 		return err
 	}
+	if !n.partial {
+		return nil
+	}
 	set := *n.verified.Load()
 	for _, r := range add {
 		set = set.add(r)
 	}
-	if o.isGone() || !n.partial {
+	if o.isGone() {
 		n.verified.Store(&set)
 		return nil
 	}
@@ -129,7 +132,11 @@ func (o *open) record(add ranges) error {
 	if err := o.renameData(n.kind, n.place, false); err != nil {
 		return err
 	}
-	n.verified.Store(&set)
+	n.verified.Store(nil)
+	// Whoever is told that the file is complete may record that, and must not know more than the disk after a power loss.
+	if err := s.syncNames(n.place, n.id); err != nil {
+		return err
+	}
 	if err := s.step("complete.unmap"); err != nil {
 		return err
 	}
