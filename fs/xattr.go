@@ -16,30 +16,16 @@ const controlAttr = "user.cas.control"
 // maxXattr is the kernel's limit too, for a value and for a list of names.
 const maxXattr = 64 << 10
 
-// attrKind says what becomes of an attribute by its name.
-type attrKind int
-
-const (
-	attrStored  attrKind = iota // the engine's: user.*, trusted.*
-	attrAbsent                  // never there and cannot be set: asked for on hot paths
-	attrRefused                 // not supported at all
-)
-
-func kindOf(name string) attrKind {
-	switch {
-	case strings.HasPrefix(name, "user."), strings.HasPrefix(name, "trusted."):
-		return attrStored
-	case strings.HasPrefix(name, "security."):
-		return attrAbsent
-	}
-	return attrRefused // system.posix_acl_* above all
+// stored reports whether an attribute of that name can exist. The others are
+// answered without a look: security.capability is asked for on hot paths, and
+// with EOPNOTSUPP (and not ENODATA) ls -l, find and cp ask for security.* and
+// ACLs once per file system and not once per file.
+func stored(name string) bool {
+	return strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "trusted.")
 }
 
 func (n *node) Getxattr(ctx context.Context, name string, dest []byte) (uint32, syscall.Errno) {
-	switch kindOf(name) {
-	case attrAbsent:
-		return 0, syscall.ENODATA
-	case attrRefused:
+	if !stored(name) {
 		return 0, syscall.EOPNOTSUPP
 	}
 	c, end := begin(ctx)
@@ -69,7 +55,7 @@ func (n *node) Setxattr(ctx context.Context, name string, value []byte, flags ui
 		err = catalog.ErrPerm
 	case len(value) > maxXattr:
 		return syscall.E2BIG
-	case kindOf(name) != attrStored:
+	case !stored(name):
 		return syscall.EOPNOTSUPP // cp -p and others try for every file: no log line
 	default:
 		create, replace := flags&unix.XATTR_CREATE != 0, flags&unix.XATTR_REPLACE != 0
@@ -83,20 +69,14 @@ func (n *node) Setxattr(ctx context.Context, name string, value []byte, flags ui
 }
 
 func (n *node) Removexattr(ctx context.Context, name string) syscall.Errno {
+	if !stored(name) {
+		return syscall.EOPNOTSUPP
+	}
 	c, end := begin(ctx)
 	defer end()
-	var err error
-	switch kindOf(name) {
-	case attrStored:
-		if name == controlAttr {
-			err = catalog.ErrPerm
-		} else {
-			err = n.m.engine.Removexattr(c, n.ino(), name)
-		}
-	case attrAbsent:
-		err = catalog.ErrNoAttr
-	case attrRefused:
-		return syscall.EOPNOTSUPP
+	err := catalog.ErrPerm
+	if name != controlAttr {
+		err = n.m.engine.Removexattr(c, n.ino(), name)
 	}
 	if err != nil {
 		return n.fail(c, "removexattr "+name, "", err)
