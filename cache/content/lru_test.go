@@ -49,6 +49,24 @@ func TestOrderSurvives(t *testing.T) {
 	}
 }
 
+// A file whose bytes just came is not the next to go, however long ago it was begun.
+func TestFetchedIsUsed(t *testing.T) {
+	var s *Store
+	s = openStore(t, Options{CacheLimit: 2 * mib, Evict: func(id uint64) error { return s.Remove(id) }})
+	f, err := s.CreateContent(1, mib)
+	must(t, err)
+	g, err := s.CreateContent(2, mib)
+	must(t, err)
+	must(t, g.WriteVerified(random(mib, 2), 0))
+	must(t, g.Close())
+	must(t, f.WriteVerified(random(mib, 1), 0))
+	must(t, f.Close())
+	s.Shrink(mib)
+	if _, err := s.Stat(1); err != nil {
+		t.Error("the file fetched last went first")
+	}
+}
+
 // Evict may keep stubs; a file that has nothing left to give does not keep the evictor busy.
 func TestEvictToStubs(t *testing.T) {
 	var s *Store

@@ -535,6 +535,7 @@ func (s *Store) takeContent(nd *node, n int64) bool {
 	nd.charged[acctCache] += n
 	vol.since += n
 	vol.inflight.Add(n)
+	s.lru.moveBack(nd) // somebody is waiting for it: it is not to go before it was read
 	return true
 }
 
