@@ -19,12 +19,18 @@ import (
 // happened. r is relative to the output. Nothing in buf counts before nil is returned. Errors: ErrDigest, ErrExpired, ErrNotFound,
 // ErrProtocol when the service tells no hash (r is not aligned).
 func (c *Client) FetchRange(ctx context.Context, vault, jobID string, r Range, buf []byte) error {
-	if int64(len(buf)) != r.Len || r.Len == 0 || r.Off < 0 {
-		return invalid(OpJobOutput, "a buffer of %d bytes for the range %+v", len(buf), r)
-	}
-	f := rangeFetch{c: c, vault: vault, job: jobID, r: r, dst: bufferSink(buf), verify: true}
-	_, err := f.run(ctx)
+	_, err := c.FetchRangeHash(ctx, vault, jobID, r, buf, nil)
 	return err
+}
+
+// FetchRangeHash is FetchRange that returns the tree hash it verified, so that callers
+// who check a whole need not compute it again, and takes bytes no faster than limit (nil: none), whose burst should be 64 KiB or more.
+func (c *Client) FetchRangeHash(ctx context.Context, vault, jobID string, r Range, buf []byte, limit *rate.Limiter) (Hash, error) {
+	if int64(len(buf)) != r.Len || r.Len == 0 || r.Off < 0 {
+		return Hash{}, invalid(OpJobOutput, "a buffer of %d bytes for the range %+v", len(buf), r)
+	}
+	f := rangeFetch{c: c, vault: vault, job: jobID, r: r, dst: bufferSink(buf), verify: true, limit: limit}
+	return f.run(ctx)
 }
 
 // run fetches and verifies; it returns the tree hash of the range.

@@ -202,7 +202,8 @@ func (r *recaller) flyLocked(ctx context.Context, rt *retrieval, p cas.Range, de
 // room returns how much of a file the cache can hold at once, with pieces of others on their way.
 func (r *recaller) room() int64 {
 	u := r.e.store.Usage()
-	return min(u.CacheLimit, u.CacheBytes+max(u.Free-u.MinFree, 0)) - int64(r.o.fetches)*r.o.piece
+	all := min(u.CacheLimit, u.CacheBytes+max(u.Free-u.MinFree, 0))
+	return max(all-int64(r.o.fetches)*r.o.piece, all/2)
 }
 
 // open gets the local file of a retrieval whose output is ready.
@@ -376,16 +377,11 @@ func (r *recaller) bring(ctx context.Context, fl *flight, buf []byte) (cas.Hash,
 		return cas.Hash{}, err
 	}
 	defer release()
-	if r.limit != nil {
-		if err := r.limit.WaitN(ctx, len(buf)); err != nil {
-			return cas.Hash{}, err
-		}
-	}
 	rel := cas.Range{Off: fl.rng.Off - fl.jobRange.Off, Len: fl.rng.Len}
-	if err := r.e.client.FetchRange(ctx, rt.rec.VaultName, fl.job, rel, buf); err != nil {
+	sum, err := r.e.client.FetchRangeHash(ctx, rt.rec.VaultName, fl.job, rel, buf, r.limit)
+	if err != nil {
 		return cas.Hash{}, err
 	}
-	sum := cas.TreeHash(buf)
 	if fl.rng.Len == rt.arc.Size && rt.arc.TreeHash != ([32]byte{}) && sum != cas.Hash(rt.arc.TreeHash) {
 		return cas.Hash{}, fmt.Errorf("%w: the archive is %s, %s came", cas.ErrDigest, cas.Hash(rt.arc.TreeHash), sum)
 	}

@@ -131,7 +131,7 @@ func newRecaller(e *Engine) *recaller {
 	r.waves.init()
 	r.guard.init(o.GuardFiles, o.GuardBytes)
 	if o.BandwidthDown > 0 {
-		r.limit = rate.NewLimiter(rate.Limit(o.BandwidthDown), maxPiece)
+		r.limit = rate.NewLimiter(rate.Limit(o.BandwidthDown), int(min(max(o.BandwidthDown/10, 64<<10), maxPiece)))
 	}
 	return r
 }
