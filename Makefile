@@ -43,8 +43,8 @@ fuzz:
 tools:
 	@.ci/install-tools
 
-bench: build
-	@GO='$(GO)' .ci/bench
+bench: tools
+	$(GO) run ./internal/bench
 
 crash: tools
 	CASFS_CRASHES=1000 $(GO) test -race -timeout 60m -v -run 'Crash|Kill' ./jobs ./cache/... ./internal/cli

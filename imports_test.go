@@ -21,6 +21,8 @@ var ours = map[string][]string{
 	"internal/cli/version": {},
 	"internal/control":     {"jobs", "cas"},
 	"internal/deps":        {},
+	"internal/bench":       {"cache/catalog"}, // fills catalogs of a million entries directly
+	"fs/internal/loopback": {},
 	"internal/e2e":         {}, // tests only
 	"fs":                   {"jobs", "cas", "cache/catalog", "cache/content"},
 	"jobs":                 {"cas", "cache", "cache/catalog", "cache/content"},
@@ -36,7 +38,7 @@ var ours = map[string][]string{
 // theirs says which packages alone may import something from outside.
 var theirs = map[string][]string{
 	"github.com/dgraph-io/badger": {"cache/catalog"},
-	"github.com/hanwen/go-fuse":   {"fs"},
+	"github.com/hanwen/go-fuse":   {"fs", "fs/internal/loopback"},
 	"github.com/spf13/pflag":      {"internal/cli"},
 	"github.com/spf13/cobra":      {"internal/cli"},
 	"net/http":                    {"cas", "cas/local", "cas/castest", "internal/control"},

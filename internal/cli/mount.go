@@ -195,6 +195,12 @@ func (a *app) mount(ctx context.Context, m mountArgs) error {
 		return a.spawn(ctx)
 	}
 
+	stopProfile, err := profile()
+	if err != nil {
+		return err
+	}
+	defer stopProfile()
+
 	// From here on signals mean "unmount", not "give up".
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
