@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -47,7 +48,7 @@ type file struct {
 	dirty    bool            // size or times are newer than the catalog's
 	gone     bool            // the inode is being reclaimed
 	seq      uint64          // last catalog change that matters to the bytes' existence
-	conv     chan struct{}   // closed when the Promote or Demote under way is over; nil: none
+	conv     chan struct{}   // closed when the Promote, Demote or barrier under way is over; nil: none
 	old      []*content.File // replaced local files, closed with the last ref since a read may still use them
 	loadErr  error
 }
@@ -337,7 +338,7 @@ func (f *file) flushLocked() error {
 	return nil
 }
 
-// awaitConvLocked waits, with mu released, for a Promote or Demote under way. It
+// awaitConvLocked waits, with mu released, for what gateLocked runs. It
 // reports whether it had to.
 func (f *file) awaitConvLocked() bool {
 	if f.conv == nil {
@@ -348,6 +349,18 @@ func (f *file) awaitConvLocked() bool {
 	<-ch // a rename, or at worst a copy between two local disks
 	f.mu.Lock()
 	return true
+}
+
+// gateLocked runs fn with mu released, while others wait in awaitConvLocked.
+func (f *file) gateLocked(fn func() error) error {
+	ch := make(chan struct{})
+	f.conv = ch
+	f.mu.Unlock()
+	err := fn()
+	f.mu.Lock()
+	f.conv = nil
+	close(ch)
+	return err
 }
 
 // convertLocked moves the local file to where the current version says it
@@ -365,19 +378,18 @@ func (f *file) convertLocked() error {
 	if f.local.Kind() == to {
 		return nil
 	}
-	id := f.local.ID()
-	ch := make(chan struct{})
-	f.conv = ch
-	f.mu.Unlock()
-	var err error
-	if to == content.Content {
-		err = f.e.store.Promote(id)
-	} else {
-		err = f.e.store.Demote(id)
-	}
-	f.mu.Lock()
-	f.conv = nil
-	close(ch)
+	id, seq := f.local.ID(), f.seq
+	err := f.gateLocked(func() error {
+		if to == content.Content {
+			return f.e.store.Promote(id)
+		}
+		// The record that these bytes are no copy any more must not be lost while
+		// what changes them stays: after a power loss they would pass as verified.
+		if err := f.e.catalog.Barrier(context.Background(), seq); err != nil {
+			return err
+		}
+		return f.e.store.Demote(id)
+	})
 	if err != nil {
 		return fmt.Errorf("local file %d of inode %d: %w", id, f.ino, err)
 	}

@@ -128,6 +128,13 @@ func (f *file) makeWritableLocked(ctx context.Context, c Caller, off, n int64) e
 			if err := f.supersedeLocked(off, n); err != nil {
 				return err
 			}
+			// Segments that are in the vault already count as copies of these bytes:
+			// the end of that must outlive a power loss before the bytes change.
+			seq := f.seq
+			err := f.gateLocked(func() error { return f.e.catalog.Barrier(context.Background(), seq) })
+			if err != nil {
+				return err
+			}
 		case f.inode.Size == 0:
 			return f.newStagingLocked()
 		default:

@@ -193,6 +193,9 @@ func (c *Catalog) Barrier(ctx context.Context, seq uint64) error {
 	return err
 }
 
+// Durable returns the newest sequence number that survives power loss.
+func (c *Catalog) Durable() uint64 { return c.j.Durable() }
+
 // ID returns the catalog's random creation id (hex).
 func (c *Catalog) ID() string { return c.id }
 
