@@ -21,7 +21,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cas/local"
+	"github.com/casfs/casfs/internal/control"
+	"github.com/casfs/casfs/jobs"
 )
 
 // program is the real binary, built once; buildFlags gets -race when the tests have it.
@@ -90,6 +93,7 @@ type world struct {
 	cold    bool
 	settle  string
 	daemon  *exec.Cmd
+	control *control.Client // to the daemon
 	logFile string
 }
 
@@ -147,11 +151,19 @@ func (w *world) mount() {
 	if !strings.HasPrefix(line, "mounted ") {
 		w.t.Fatalf("casfs mount printed %q, %v", line, err)
 	}
+	socks, _ := filepath.Glob(filepath.Join(w.home, "state", "*", "control"))
+	if len(socks) != 1 {
+		w.t.Fatalf("control sockets: %q", socks)
+	}
+	if w.control, _, err = control.Dial(context.Background(), socks[0]); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // unmount ends the mount; everything must be in the vault then.
 func (w *world) unmount() {
 	w.t.Helper()
+	w.control.Close()
 	w.casfs("umount", w.mnt)
 	if err := w.daemon.Wait(); err != nil {
 		w.t.Fatalf("the daemon ended with %v", err)
@@ -248,27 +260,29 @@ func (w *world) between() {
 	}
 }
 
-// evict archives everything and drops every local copy. The last close of a
+// evict archives everything and drops every local copy, as casfs sync and
+// casfs evict -r do; over the socket, for two processes less. The last close of a
 // program that has ended reaches the daemon a little later, so "open" is asked again.
 func (w *world) evict() {
 	w.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		w.casfs("sync", w.mnt)
-		out, errOut, code := w.run(program, "evict", "-r", "--json", w.mnt)
-		var r struct {
-			Files   int
-			Skipped []struct{ Path, Reason string }
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	root := []uint64{catalog.RootIno}
+	var r jobs.EvictResult
+	for ctx.Err() == nil {
+		err := w.control.Sync(ctx, root, nil)
+		if err == nil {
+			r, err = w.control.Evict(ctx, root, true)
 		}
-		if err := json.Unmarshal([]byte(out), &r); err != nil {
-			w.t.Fatalf("casfs evict: exit %d, %v\n%s\n%s", code, err, out, errOut)
+		if err != nil {
+			w.t.Fatal(err)
 		}
-		if code == 0 && len(r.Skipped) == 0 {
+		if len(r.Skipped) == 0 {
 			return
 		}
-		if time.Now().After(deadline) {
-			w.t.Fatalf("not evicted after a minute: %+v", r.Skipped)
-		}
+		time.Sleep(10 * time.Millisecond)
 	}
+	w.t.Fatalf("not evicted after two minutes: %+v", r.Skipped)
 }
 
 // remount takes the kernel's and the daemon's memory away, too.

@@ -6,7 +6,7 @@ import (
 )
 
 func TestSQLite(t *testing.T) {
-	for _, mode := range []string{"wal", "delete", "truncate", "persist"} {
+	for _, mode := range []string{"wal", "delete", "persist"} {
 		t.Run(mode, func(t *testing.T) {
 			warmAndCold(t, []string{"sqlite3"}, func(t *testing.T, w *world) {
 				sql := func(script string) string {
