@@ -41,6 +41,7 @@ func BenchmarkCreate(b *testing.B) {
 
 // run spreads b.N calls over goroutines.
 func run(b *testing.B, writers int, fn func(i int64) error) {
+	used := cpu()
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	for range writers {
@@ -54,6 +55,7 @@ func run(b *testing.B, writers int, fn func(i int64) error) {
 		})
 	}
 	wg.Wait()
+	b.ReportMetric(float64((cpu()-used).Microseconds())/float64(b.N), "cpu-µs/op")
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "updates/s")
 }
 
@@ -109,6 +111,44 @@ func BenchmarkLookup(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkReadDir lists a directory of 200 000 entries in chunks, each found by its cookie and not by counting.
+func BenchmarkReadDir(b *testing.B) {
+	const n = 200_000
+	c := mustOpen(b, small(b.TempDir()))
+	v := mkvault(b, c, "v")
+	for k := 0; k < n; k += 5000 {
+		update(b, c, func(tx *Tx) error {
+			for i := range 5000 {
+				if _, err := tx.Create(v, fmt.Sprintf("file%06d", k+i), Inode{Mode: sIFREG}, 1); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	b.ResetTimer()
+	used := cpu()
+	for range b.N {
+		seen, cookie := 0, uint64(0)
+		for {
+			var list []Dirent
+			view(b, c, func(tx *Tx) (err error) {
+				list, err = tx.ReadDir(v, cookie, 500)
+				return err
+			})
+			if len(list) == 0 {
+				break
+			}
+			seen += len(list)
+			cookie = list[len(list)-1].Cookie
+		}
+		if seen != n {
+			b.Fatalf("%d entries, want %d", seen, n)
+		}
+	}
+	b.ReportMetric((cpu()-used).Seconds()/float64(b.N), "cpu-s/op")
 }
 
 // BenchmarkMillion measures what grows with the catalog: opening it clean and

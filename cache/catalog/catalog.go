@@ -87,17 +87,16 @@ type Catalog struct {
 
 	views views
 
-	queue     chan *request
+	turns     turns
 	committer sync.WaitGroup
-	enqueue   sync.RWMutex // held for reading while a request is put into queue
-	closed    bool         // guarded by enqueue
 
-	// Of the committer alone.
-	overlay  overlay
-	serial   uint64
-	inFlight []*request
-	pending  Stats // with what the batch adds so far
-	nextID   uint64
+	// Of the one whose turn it is.
+	overlay   overlay
+	serial    uint64
+	inFlight  []*request
+	pending   Stats // with what the batch adds so far
+	batchDone bool  // false while a batch is run and committed
+	nextID    uint64
 
 	stats  atomic.Pointer[Stats] // as of the last record applied
 	failed atomic.Pointer[error] // set when badger failed after the journal had the record
@@ -127,15 +126,10 @@ func (c *Catalog) Close() error {
 
 // quiesce ends the goroutines, Updates and Views; false if that was done before.
 func (c *Catalog) quiesce() bool {
-	c.enqueue.Lock()
-	if c.closed {
-		c.enqueue.Unlock()
+	if !c.turns.close() {
 		return false
 	}
-	c.closed = true
-	c.enqueue.Unlock()
 	c.snapStop.Store(true)
-	close(c.queue)
 	c.committer.Wait()
 	close(c.stop)
 	c.keeper.Wait()
@@ -202,84 +196,7 @@ func (c *Catalog) ID() string { return c.id }
 // Rebuilt reports why badger (or, from badger, the journal) had to be rebuilt at Open, "" if nothing had.
 func (c *Catalog) Rebuilt() string { return c.rebuilt }
 
-// Stats are counts for status, cheap enough to ask for every second.
-type Stats struct {
-	Inodes, Files            int64
-	LiveBytes                int64 // sum of sizes of regular files, as statfs needs it
-	StagedFiles, StagedBytes int64
-	JournalBytes             int64
-	Seq                      uint64
-}
-
-// Stats returns counts kept up to date by every change.
-func (c *Catalog) Stats() Stats {
-	s := *c.stats.Load()
-	s.JournalBytes = c.j.Size()
-	return s
-}
-
 func (c *Catalog) path(name string) string { return filepath.Join(c.o.Dir, name) }
-
-// views hands out points in time to read at. Badger's own bookkeeping would
-// make readers wait for the commit in progress, so the sequence number of the
-// last record applied is the timestamp, and badger may forget only what no View can see.
-type views struct {
-	mu     sync.Mutex
-	idle   sync.Cond
-	at     uint64
-	active map[uint64]int
-	n      int
-	closed bool
-}
-
-func (v *views) begin() (uint64, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.closed {
-		return 0, ErrClosed
-	}
-	v.active[v.at]++
-	v.n++
-	return v.at, nil
-}
-
-func (v *views) end(ts uint64) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.active[ts]--; v.active[ts] == 0 {
-		delete(v.active, ts)
-	}
-	if v.n--; v.n == 0 && v.closed {
-		v.idle.Broadcast()
-	}
-}
-
-// publish lets Views begin at ts and returns the oldest one still read at.
-func (v *views) publish(ts uint64) uint64 {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.at = ts
-	for t := range v.active {
-		ts = min(ts, t)
-	}
-	return ts
-}
-
-func (v *views) published() uint64 {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.at
-}
-
-// close lets no View begin and waits for those that have.
-func (v *views) close() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.closed = true
-	for v.n > 0 {
-		v.idle.Wait()
-	}
-}
 
 // markEvery is how often the mark follows the journal while there are changes.
 const markEvery = 5 * time.Second

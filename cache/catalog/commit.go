@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"slices"
 	"syscall"
 
 	"github.com/casfs/casfs/cache/journal"
@@ -15,7 +14,7 @@ import (
 type request struct {
 	fn      func(*Tx) error
 	reclaim bool
-	done    chan struct{}
+	done    chan struct{} // for those that wait
 
 	seq   uint64
 	err   error
@@ -36,63 +35,83 @@ const (
 // fn may be run on the committer's goroutine; it must be quick, must not block, and must not call Update.
 // A panic in fn becomes an error. Errors: ErrNoSpace, ErrReadOnly, ErrClosed.
 func (c *Catalog) Update(fn func(tx *Tx) error) (seq uint64, err error) {
-	return c.submit(&request{fn: fn, done: make(chan struct{})})
+	return c.submit(&request{fn: fn})
 }
 
 // Reclaim is Update for changes that give disk space back (recording an
 // eviction, deleting a file): it is still allowed when the guard refuses
 // Updates with ErrNoSpace, until the disk is nearly full.
 func (c *Catalog) Reclaim(fn func(tx *Tx) error) (seq uint64, err error) {
-	return c.submit(&request{fn: fn, done: make(chan struct{}), reclaim: true})
+	return c.submit(&request{fn: fn, reclaim: true})
 }
 
 func (c *Catalog) submit(r *request) (uint64, error) {
-	c.enqueue.RLock()
-	if c.closed {
-		c.enqueue.RUnlock()
-		return 0, ErrClosed
+	mine, err := c.turns.take(r)
+	if err != nil {
+		return 0, err
 	}
-	c.queue <- r
-	c.enqueue.RUnlock()
-	<-r.done
+	if !mine {
+		<-r.done
+		return r.seq, r.err
+	}
+	defer c.endTurn()
+	c.commitBatch(r, func() *request { return nil })
 	return r.seq, r.err
 }
 
-// commitLoop is the committer: it alone writes to journal and badger.
+// commitLoop is the committer: it serves those who came during another's turn.
 func (c *Catalog) commitLoop() {
+	ended := false
 	defer func() {
-		// An fn that ends its goroutine (testing's FailNow) must not take everybody else along.
-		if len(c.inFlight) > 0 {
-			c.overlay.drop()
-			for _, r := range c.inFlight {
-				r.err = fmt.Errorf("an Update ended the committer's goroutine")
-				close(r.done)
-			}
-			c.inFlight = c.inFlight[:0]
+		if !ended { // by an fn that ends its goroutine (testing's FailNow): it must not take everybody else along
+			c.endTurn()
 			go c.commitLoop()
 			return
 		}
 		c.committer.Done()
 	}()
-	for r := range c.queue {
-		c.inFlight = append(c.inFlight, r)
-		c.commitBatch()
-		for _, r := range c.inFlight {
-			close(r.done)
+	for range c.turns.wake {
+		for r := c.turns.next(); r != nil; r = c.turns.next() {
+			c.commitBatch(r, c.turns.next)
+			c.answer()
 		}
-		clear(c.inFlight)
-		c.inFlight = c.inFlight[:0]
+		c.turns.pass()
 	}
+	ended = true
 }
 
-// commitBatch runs the request in flight and those that wait behind it.
-func (c *Catalog) commitBatch() {
+// answer tells those of the batch that wait.
+func (c *Catalog) answer() {
+	for _, r := range c.inFlight {
+		if r.done != nil {
+			close(r.done)
+		}
+	}
+	clear(c.inFlight)
+	c.inFlight = c.inFlight[:0]
+}
+
+// endTurn ends a turn, also one that an fn broke off by ending the goroutine.
+func (c *Catalog) endTurn() {
+	if !c.batchDone {
+		c.overlay.drop()
+		for _, r := range c.inFlight {
+			r.seq, r.err = 0, errors.New("an Update of the same batch ended the goroutine")
+		}
+	}
+	c.answer()
+	c.turns.pass()
+}
+
+// commitBatch runs a request and those that next finds waiting behind it.
+func (c *Catalog) commitBatch(r *request, next func() *request) {
+	c.batchDone = false
 	base := c.db.NewTransactionAt(c.views.published(), false)
 	defer base.Discard()
 	c.pending = *c.stats.Load()
 	var size int64
-	for i := 0; ; i++ {
-		r := c.inFlight[i]
+	for ; r != nil; r = next() {
+		c.inFlight = append(c.inFlight, r)
 		c.run(r, base)
 		if r.err == nil {
 			c.pending.add(&r.delta)
@@ -103,11 +122,6 @@ func (c *Catalog) commitBatch() {
 		if len(c.inFlight) == maxBatch || size > maxBatchBytes {
 			break
 		}
-		next, ok := c.poll()
-		if !ok {
-			break
-		}
-		c.inFlight = append(c.inFlight, next)
 	}
 	if err := c.commit(size, c.pending); err != nil {
 		c.overlay.drop()
@@ -117,16 +131,7 @@ func (c *Catalog) commitBatch() {
 			}
 		}
 	}
-}
-
-// poll takes the next waiting request without waiting.
-func (c *Catalog) poll() (*request, bool) {
-	select {
-	case r, ok := <-c.queue:
-		return r, ok
-	default:
-		return nil, false
-	}
+	c.batchDone = true
 }
 
 // run runs one Update on top of the batch and collects what it changed.
@@ -156,7 +161,7 @@ func (c *Catalog) run(r *request, base *badger.Txn) {
 	r.delta = tx.delta
 	r.ops = make([]journal.Op, 0, len(c.overlay.undo))
 	for _, u := range c.overlay.undo {
-		op := journal.Op{Key: []byte(u.e.key)}
+		op := journal.Op{Key: u.e.key}
 		if u.e.st == dirtyPut {
 			op.Value = u.e.val
 		}
@@ -231,118 +236,4 @@ func (c *Catalog) commit(size int64, stats Stats) error {
 	}
 	c.maybeSnapshot()
 	return nil
-}
-
-// apply writes the batch to badger under seq as timestamp. Views see nothing of it until that is published.
-func (c *Catalog) apply(seq uint64, stats Stats) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v", p)
-		}
-	}()
-	if c.applyHook != nil {
-		c.applyHook()
-	}
-	w := &applier{db: c.db, seq: seq}
-	for _, e := range c.overlay.dirty {
-		switch e.st {
-		case dirtyPut:
-			err = w.add(&badger.Entry{Key: []byte(e.key), Value: e.val})
-		case dirtyDelete:
-			err = w.del([]byte(e.key))
-		}
-		if err != nil {
-			return err
-		}
-	}
-	s := state{id: c.id, seq: seq, stats: stats}
-	if err := w.add(&badger.Entry{Key: stateKey, Value: encodeState(&s)}); err != nil {
-		return err
-	}
-	return w.commit()
-}
-
-// applier writes any number of entries under one timestamp.
-type applier struct {
-	db  *badger.DB
-	seq uint64
-	txn *badger.Txn
-}
-
-func (w *applier) each(f func() error) error {
-	if w.txn == nil {
-		w.txn = w.db.NewTransactionAt(w.seq, true)
-	}
-	err := f()
-	if err == badger.ErrTxnTooBig {
-		if err := w.commit(); err != nil {
-			return err
-		}
-		w.txn = w.db.NewTransactionAt(w.seq, true)
-		err = f()
-	}
-	return err
-}
-
-func (w *applier) add(e *badger.Entry) error {
-	return w.each(func() error { return w.txn.SetEntry(e) })
-}
-
-func (w *applier) del(key []byte) error {
-	return w.each(func() error { return w.txn.Delete(key) })
-}
-
-func (w *applier) commit() error {
-	if w.txn == nil {
-		return nil
-	}
-	txn := w.txn
-	w.txn = nil
-	return txn.CommitAt(w.seq, nil)
-}
-
-// maybeSnapshot starts a snapshot when the journal has grown enough. Its cost
-// is kept in proportion: rewriting everything for every 64 MiB would be out of it for a large catalog.
-func (c *Catalog) maybeSnapshot() {
-	size := c.j.Size()
-	if size < max(c.o.SnapshotEvery, c.snapBytes.Load()/2) && c.j.Segments() < maxSegments || size < c.snapNext.Load() {
-		return
-	}
-	if !c.snapBusy.CompareAndSwap(false, true) {
-		return
-	}
-	c.keeper.Add(1)
-	go func() {
-		defer c.keeper.Done()
-		defer c.snapBusy.Store(false)
-		if err := c.snapshot(); err != nil && !errors.Is(err, ErrClosed) {
-			c.snapNext.Store(size + c.o.SnapshotEvery/4)
-			c.log.Error("catalog snapshot failed; it will be tried again", "err", err)
-		}
-	}()
-}
-
-// Snapshot writes a snapshot now. It runs beside Updates and Views.
-func (c *Catalog) Snapshot() error { return c.snapshot() }
-
-func (c *Catalog) snapshot() error {
-	c.snapping.Lock()
-	defer c.snapping.Unlock()
-	ts, err := c.views.begin()
-	if err != nil {
-		return err
-	}
-	defer c.views.end(ts)
-	if snaps := c.j.Snapshots(); ts == 0 || slices.Contains(snaps, ts) {
-		return nil
-	}
-	if err := c.guard.snapshotRoom(c.j.SnapshotBytes() + c.j.Size()); err != nil {
-		return err
-	}
-	if err := c.j.WriteSnapshot(ts, c.dump(ts)); err != nil {
-		return err
-	}
-	c.snapNext.Store(0)
-	c.snapBytes.Store(c.j.SnapshotBytes())
-	return c.writeMark(mark{Seq: c.j.Durable()})
 }

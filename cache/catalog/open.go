@@ -39,12 +39,13 @@ func Open(o Options) (*Catalog, error) {
 	c := &Catalog{
 		o:       o,
 		log:     o.Logger,
-		queue:   make(chan *request, maxBatch),
 		stop:    make(chan struct{}),
 		changed: make(chan struct{}, 1),
 	}
 	c.views.active = make(map[uint64]int)
 	c.views.idle.L = &c.views.mu
+	c.turns.idle.L = &c.turns.mu
+	c.turns.wake = make(chan struct{}, 1)
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -179,57 +180,6 @@ func (c *Catalog) checkNew(complete bool, m *mark) error {
 		return fmt.Errorf("%w: %s is missing, and with it the catalog. %s", ErrDamaged, c.path("journal"), c.advice())
 	}
 	return nil
-}
-
-// replaceJournal makes a new journal from the index, when a clean close left
-// that complete and not a byte of it has changed since. The damaged one is kept
-// beside it. It returns the mark that is true then, or the damage if nothing can be done.
-func (c *Catalog) replaceJournal(m *mark, damage error) (*mark, error) {
-	if m == nil || !m.Clean {
-		return m, damage
-	}
-	sums, err := sumIndex(c.path("index"), nil)
-	if err != nil || compareIndex(m, sums) != "" {
-		return m, damage
-	}
-	if c.db, err = openIndex(c.path("index"), c.log); err != nil {
-		return m, damage
-	}
-	// Badger changed its files by being opened; what is in them is the same.
-	defer func() { c.db = nil }()
-	s, err := readState(c.db)
-	if err != nil || s.id != m.ID || s.seq != m.Seq {
-		return m, errors.Join(damage, closeIndex(c.db))
-	}
-	dir, fresh := c.path("journal"), c.path("journal.new")
-	err = os.RemoveAll(fresh)
-	if err == nil {
-		err = journal.Create(journal.Options{Dir: fresh}, m.ID, m.Seq, c.dump(m.Seq))
-	}
-	if err := errors.Join(err, closeIndex(c.db)); err != nil {
-		return m, errors.Join(damage, err)
-	}
-	kept := ""
-	for n := 1; ; n++ {
-		kept = c.path(fmt.Sprintf("journal.damaged.%d", n))
-		if _, err := os.Lstat(kept); errors.Is(err, os.ErrNotExist) {
-			break
-		}
-	}
-	// In one step: there is always a journal.
-	if err := unix.Renameat2(unix.AT_FDCWD, fresh, unix.AT_FDCWD, dir, unix.RENAME_EXCHANGE); err != nil {
-		return m, errors.Join(damage, os.NewSyscallError("renameat2", err))
-	}
-	if err := errors.Join(os.Rename(fresh, kept), syncDir(c.o.Dir)); err != nil {
-		return m, err
-	}
-	c.rebuilt = fmt.Sprintf("%v; a new journal was made from the index, which is intact; the damaged one is kept in %s", damage, kept)
-	c.log.Error("catalog's journal is damaged; a new one was made from the index, which is intact", "err", damage, "kept", kept)
-	c.id = m.ID
-	if err := c.writeMark(mark{Seq: m.Seq, Clean: true}); err != nil {
-		return m, err
-	}
-	return c.readMark()
 }
 
 // create begins an index without records.

@@ -1,11 +1,14 @@
 package catalog
 
-import "slices"
+import (
+	"bytes"
+	"slices"
+)
 
 // An entry is what the committer knows of a key: what badger holds, or what the
 // batch being built will put there.
 type entry struct {
-	key    string
+	key    []byte // never changed
 	val    []byte
 	st     entryState
 	listed bool   // in overlay.dirty
@@ -21,7 +24,8 @@ const (
 	dirtyDelete
 )
 
-func (s entryState) dirty() bool   { return s >= dirtyPut }
+func (s entryState) dirty() bool { return s >= dirtyPut }
+
 func (s entryState) present() bool { return s == cleanPresent || s == dirtyPut }
 
 // overlay lies over badger while Updates run. Only the committer writes to
@@ -32,7 +36,7 @@ type overlay struct {
 	bytes int
 	dirty []*entry
 	// The dirty keys by table in order, for iteration; fresh ones are sorted in when somebody iterates.
-	tables [256]struct{ sorted, fresh []string }
+	tables [256]struct{ sorted, fresh []*entry }
 	used   []byte // tables that are not empty
 	undo   []undo
 }
@@ -51,21 +55,21 @@ const (
 
 func (o *overlay) entry(key []byte) *entry { return o.m[string(key)] }
 
-// learn caches what badger holds; nil for nothing.
+// learn caches what badger holds; nil for nothing. It keeps key and val.
 func (o *overlay) learn(key, val []byte) *entry {
-	e := &entry{key: string(key), val: val}
+	e := &entry{key: key, val: val}
 	if val != nil {
 		e.st = cleanPresent
 	}
 	if o.m == nil {
 		o.m = make(map[string]*entry)
 	}
-	o.m[e.key] = e
+	o.m[string(key)] = e
 	o.bytes += len(key) + len(val)
 	return e
 }
 
-// set changes a key for the Update with that serial; nil deletes.
+// set changes a key for the Update with that serial; nil deletes. It keeps key and val.
 func (o *overlay) set(key, val []byte, serial uint64) {
 	e := o.entry(key)
 	if e == nil {
@@ -89,19 +93,19 @@ func (o *overlay) set(key, val []byte, serial uint64) {
 		if len(t.sorted)+len(t.fresh) == 0 {
 			o.used = append(o.used, e.key[0])
 		}
-		t.fresh = append(t.fresh, e.key)
+		t.fresh = append(t.fresh, e)
 	}
 }
 
-// keys returns the batch's keys of a table from a key on, in order. Entries rolled back are among them.
-func (o *overlay) keys(table byte, from string) []string {
+// from returns the batch's entries of a table from a key on, in order, those rolled back among them.
+func (o *overlay) from(table byte, key []byte) []*entry {
 	t := &o.tables[table]
 	if len(t.fresh) > 0 {
 		t.sorted = append(t.sorted, t.fresh...)
 		t.fresh = t.fresh[:0]
-		slices.Sort(t.sorted)
+		slices.SortFunc(t.sorted, func(a, b *entry) int { return bytes.Compare(a.key, b.key) })
 	}
-	i, _ := slices.BinarySearch(t.sorted, from)
+	i, _ := slices.BinarySearchFunc(t.sorted, key, func(e *entry, key []byte) int { return bytes.Compare(e.key, key) })
 	return t.sorted[i:]
 }
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"testing"
-	"time"
 )
 
 // A program that lists a directory while it changes it meets every entry that was there all the time once, and none for ever.
@@ -207,47 +206,4 @@ func TestPathOfDeepDirectory(t *testing.T) {
 		}
 		return errors.Join(err, err2)
 	})
-}
-
-// A large directory lists in chunks, each found by its cookie and not by counting.
-func TestLargeDirectory(t *testing.T) {
-	if testing.Short() {
-		t.Log("short: 20 000 entries")
-	}
-	n := 200_000
-	if testing.Short() {
-		n = 20_000
-	}
-	c := mustOpen(t, small(t.TempDir()))
-	v := mkvault(t, c, "v")
-	for k := 0; k < n; k += 5000 {
-		update(t, c, func(tx *Tx) error {
-			for i := range 5000 {
-				if _, err := tx.Create(v, fmt.Sprintf("file%06d", k+i), Inode{Mode: sIFREG}, 1); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	start := time.Now()
-	used := cpu()
-	seen, cookie, chunks := 0, uint64(0), 0
-	for {
-		var list []Dirent
-		view(t, c, func(tx *Tx) (err error) {
-			list, err = tx.ReadDir(v, cookie, 500)
-			return err
-		})
-		if len(list) == 0 {
-			break
-		}
-		seen += len(list)
-		chunks++
-		cookie = list[len(list)-1].Cookie
-	}
-	if seen != n {
-		t.Errorf("%d entries, want %d", seen, n)
-	}
-	t.Logf("%d entries in %d chunks: %v, cpu %v", seen, chunks, time.Since(start), cpu()-used)
 }

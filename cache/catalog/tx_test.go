@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -136,24 +137,63 @@ func TestConcurrentUpdatesAreMerged(t *testing.T) {
 	}
 }
 
-// An Update that ends its goroutine takes only those of its batch along, and they are told.
+// An Update that ends its goroutine (as testing's FailNow does) leaves nothing
+// behind, and those whom it was merged with are told.
 func TestUpdateGoexit(t *testing.T) {
 	c := mustOpen(t, small(t.TempDir()))
-	if _, err := c.Update(func(tx *Tx) error {
+	leave := func(tx *Tx) error {
 		if err := tx.PutMeta("m", []byte("x")); err != nil {
 			return err
 		}
 		runtime.Goexit()
 		return nil
-	}); err == nil {
-		t.Error("no error")
 	}
-	update(t, c, func(tx *Tx) error {
-		if _, err := tx.Meta("m"); !errors.Is(err, ErrNotExist) {
-			t.Errorf("Meta: %v, want ErrNotExist", err)
-		}
-		return tx.PutMeta("n", []byte("x"))
+	var alone sync.WaitGroup
+	alone.Go(func() {
+		c.Update(leave)
+		t.Error("Update returned")
 	})
+	alone.Wait()
+	check := func() {
+		t.Helper()
+		update(t, c, func(tx *Tx) error {
+			if _, err := tx.Meta("m"); !errors.Is(err, ErrNotExist) {
+				t.Errorf("Meta: %v, want ErrNotExist", err)
+			}
+			return tx.PutMeta("n", []byte("x"))
+		})
+	}
+	check()
+	// While this one runs the others queue, and are merged.
+	inside, outside := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		c.Update(func(tx *Tx) error { close(inside); <-outside; return nil })
+	})
+	<-inside
+	var failed atomic.Int64
+	for k := range 10 {
+		wg.Go(func() {
+			fn := func(tx *Tx) error { return tx.PutMeta("n", []byte("y")) }
+			if k == 5 {
+				fn = leave
+			}
+			if _, err := c.Update(fn); err != nil {
+				failed.Add(1)
+			}
+		})
+	}
+	for waiting := 0; waiting < 10; runtime.Gosched() {
+		c.turns.mu.Lock()
+		waiting = len(c.turns.waiting)
+		c.turns.mu.Unlock()
+	}
+	close(outside)
+	wg.Wait()
+	if failed.Load() == 0 {
+		t.Error("nobody was told")
+	}
+	check()
 }
 
 func TestClosed(t *testing.T) {
@@ -191,7 +231,7 @@ func TestChangeInView(t *testing.T) {
 	})
 }
 
-// An Update larger than a badger transaction is still one change.
+// An Update larger than a badger transaction (13 107 keys, 1.2 MB) is still one change.
 func TestLargeUpdate(t *testing.T) {
 	o := small(t.TempDir())
 	c := mustOpen(t, o)
@@ -203,7 +243,7 @@ func TestLargeUpdate(t *testing.T) {
 				return err
 			}
 			v = i.Ino
-			for k := range 20000 {
+			for k := range 6000 {
 				if _, err := tx.Create(v, fmt.Sprintf("file%06d", k), Inode{Mode: sIFREG}, 1); err != nil {
 					return err
 				}
@@ -221,7 +261,7 @@ func TestLargeUpdate(t *testing.T) {
 	update(t, c, big(nil))
 	check := func() {
 		t.Helper()
-		if got := countFiles(t, c, "v"); got != 20000 {
+		if got := countFiles(t, c, "v"); got != 6000 {
 			t.Fatalf("%d files", got)
 		}
 	}
