@@ -374,3 +374,40 @@ func TestSecondUploadOfALostAnswerGoesToTheTrash(t *testing.T) {
 		r.want(ino, data, 0, 1000)
 	})
 }
+
+func TestSegmentsMeetAnywhere(t *testing.T) {
+	// A file that grew while it was uploaded keeps the segment it ended with.
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Tier, o.CacheSize = "expedited", 24<<20 })
+		data := blob("f", 4<<20+1234)
+		cut := []int{0, 1<<20 + 5, 3<<20 - 7, len(data)}
+		for i := range 3 {
+			v := uint64(1)
+			if i > 0 {
+				v = 2
+			}
+			m := Metadata{Intent: "0123456789", Ino: 5, V: v, Size: int64(len(data)), Mode: 0o644, Seg: i, Segs: 3, Path: "f"}
+			if i == 0 {
+				m.Segs, m.Size = 1, 1<<20+5
+			}
+			m.Intent += fmt.Sprint(i)
+			r.upload(formatDescription(m), data[cut[i]:cut[i+1]])
+		}
+		r.inventory()
+		a, err := r.e.Lookup(t.Context(), r.vault, "f")
+		if err != nil || a.Size != int64(len(data)) || len(r.files()) != 1 {
+			t.Fatalf("%+v, %v, files %q", a, err, r.files())
+		}
+		r.want(a.Ino, data, 2<<20, 100)
+		r.jobs(2) // the inventory's and one segment's
+		r.want(a.Ino, data, 0, len(data))
+		r.jobs(4)
+		time.Sleep(time.Minute)
+		if got := r.state(a.Ino); got != "resident" {
+			t.Errorf("state %s", got)
+		}
+		if _, err := r.e.Evict(t.Context(), []uint64{a.Ino}, false); err != nil || r.used() != 0 {
+			t.Errorf("%d bytes are left, %v", r.used(), err)
+		}
+	})
+}

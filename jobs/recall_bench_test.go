@@ -2,11 +2,13 @@ package jobs
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cas"
@@ -125,4 +127,38 @@ func BenchmarkFetchJob(b *testing.B) {
 		}
 		f.Close()
 	}
+}
+
+// BenchmarkMergeInventory merges a list of archives of all kinds of descriptions into an empty vault.
+func BenchmarkMergeInventory(b *testing.B) {
+	const n = 10_000
+	for b.Loop() {
+		b.StopTimer()
+		e, _, _ := benchEngine(b, 1<<20)
+		v, err := e.Lookup(context.Background(), catalog.RootIno, "v")
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		m := merger{r: e.recall, inv: &inventory{ino: v.Ino, name: "v"}, stamp: time.Now().UnixNano()}
+		for i := range n {
+			d := fmt.Sprintf("/home/me/photos/%d/IMG_%d.jpg", i%97, i)
+			switch i % 10 {
+			case 0:
+				d = ""
+			case 1:
+				d = "backup.tar" // of many
+			case 2, 3, 4:
+				d = formatDescription(Metadata{Intent: "feedbeef" + fmt.Sprint(i), Ino: uint64(i), V: 1, Size: 100, Mode: 0o644, Path: fmt.Sprintf("mine/%d/f%d", i%31, i)})
+			}
+			err := m.add(cas.InventoryEntry{ArchiveID: fmt.Sprintf("%0128d", i), Description: d, CreationDate: time.Now(), Size: 100})
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := m.flush(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds(), "archives/s")
 }

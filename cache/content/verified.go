@@ -21,7 +21,7 @@ type verifyBatch struct {
 
 // WriteVerified stores bytes that were checked against a tree hash into a
 // content file and records the range after the data is on stable storage.
-// The room must have been reserved. off and len(p) are multiples of 1 MiB unless at the end.
+// The room must have been reserved. Ranges may begin and end anywhere: the archives of a file need not meet at a MiB.
 // It blocks on fdatasync, which concurrent calls share. What is verified already is not written again.
 // The last missing range makes the file complete. Errors: ErrNoSpace (not reserved, or the file system is full), ErrWrongKind.
 func (f *File) WriteVerified(p []byte, off int64) error {
@@ -52,7 +52,7 @@ func (o *open) writeVerified(p []byte, off int64) (*verifyBatch, error) {
 	if n.kind != Content {
 		return nil, ErrWrongKind
 	}
-	if off < 0 || off > n.size-size || off%mib != 0 || (size%mib != 0 && off+size != n.size) {
+	if off < 0 || off > n.size-size {
 		return nil, fmt.Errorf("verified range %d+%d of %d bytes: %w", off, size, n.size, unix.EINVAL)
 	}
 	if !n.partial || n.verified.Load().covers(off, size) {
