@@ -36,6 +36,7 @@ var crashPoints = []string{
 	"segment.recorded", "sent", "committed", "committed.durable", "promoted",
 	"reclaim.durable", "reclaim.removed", "reclaim.recorded", "trash.deleted",
 	"vault.created", "vault.deleted",
+	"stream.part", "stream.completing", "stream.recorded", "stream.droppable", "stream.dropped",
 }
 
 // A crash is a child process that kills itself at a point. What it tells before
@@ -123,6 +124,7 @@ func story() []storyStep {
 	patched := append([]byte(nil), big...)
 	copy(patched[70:], "patched")
 	again := pattern(300<<10, 4)
+	stream := pattern(28<<20, 5)
 	return []storyStep{
 		create("small", small),
 		{"empty", []byte{}, nil, func(c *teller) error { return c.put("empty", nil, false) }},
@@ -153,6 +155,20 @@ func story() []storyStep {
 		}},
 		{"segs", again, prefixOf(again), func(c *teller) error { return c.put("segs", again, true) }}, // over one that is cold
 		syncAll,
+		{"stream", stream, prefixOf(stream), func(c *teller) error { // longer than may stay in staging
+			_, h, err := c.e.Create(bg, someone, c.vault, "stream", 0o644, OpenFlags{Write: true})
+			if err != nil {
+				return err
+			}
+			defer h.Release()
+			for off := 0; off < len(stream); off += 512 << 10 {
+				if _, err := h.WriteAt(bg, someone, stream[off:off+512<<10], int64(off)); err != nil {
+					return err
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			return nil
+		}},
 		{"again", again, nil, func(c *teller) error {
 			return c.e.Rename(bg, c.vault, "segs", c.vault, "again", 0)
 		}},
@@ -182,7 +198,7 @@ func story() []storyStep {
 func crashOptions(dir string, c *cas.Client) Options {
 	return Options{
 		StateDir: dir, Client: c, Settle: -1, PartSize: 1 << 20, SingleBelow: 2 << 20, SegmentSize: 8 << 20, MinFree: -1,
-		StagingSize: 1 << 30, CacheSize: 1 << 30, TrashAge: -1, PollMin: time.Millisecond, PollMax: 10 * time.Millisecond,
+		StagingSize: 24 << 20, CacheSize: 1 << 30, StreamAbove: 6 << 20, TrashAge: -1, PollMin: time.Millisecond, PollMax: 10 * time.Millisecond,
 	}
 }
 
@@ -335,6 +351,9 @@ func crash(t *testing.T, point string, nth int) bool {
 			continue
 		}
 		r.must(err)
+		if n == "stream" {
+			r.sync() // parts of it may be in the vault only, and readable when all of it is there
+		}
 		found[n] = append([]byte{}, r.read(a.Ino)...)
 	}
 	if running >= 0 && steps[running].name == "again" && (found["again"] == nil) == (found["segs"] == nil) {
@@ -360,7 +379,9 @@ func crash(t *testing.T, point string, nth int) bool {
 	for n, want := range found {
 		a, err := r.e.Lookup(bg, r.vault, n)
 		r.must(err)
-		r.wantState(a.Ino, "resident")
+		if n != "stream" {
+			r.wantState(a.Ino, "resident")
+		}
 		if len(want) > 0 {
 			r.evict(a.Ino)
 		}

@@ -113,6 +113,8 @@ type Engine struct {
 	up     *uploader
 	bin    *reclaimer
 
+	streamAbove int64 // open files are streamed from this length on
+
 	closing atomic.Bool
 	// failpoint, when a test sets it, is called between durable steps with the
 	// name of the point; a test panics or stops there and opens the state directory anew.
@@ -166,6 +168,12 @@ func (o *Options) setDefaults() {
 		o.Settle = 0
 	}
 	def(&o.PartSize, cas.DefaultPart)
+	for p := int64(cas.MinPartSize); ; p *= 2 { // the service takes powers of two
+		if p >= o.PartSize || p == cas.MaxPartSize {
+			o.PartSize = p
+			break
+		}
+	}
 	def(&o.SegmentSize, 64<<30)
 	// A segment must fit the parts of one upload, and begin and end at part boundaries.
 	o.SegmentSize = min(o.SegmentSize, cas.MaxParts*o.PartSize)
@@ -237,6 +245,7 @@ func Open(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the local store in %s: %w", o.StateDir, err), e.catalog.Close())
 	}
+	e.streamAbove = e.streamThreshold()
 	if err := e.recover(); err != nil {
 		return nil, errors.Join(fmt.Errorf("recovering %s: %w", o.StateDir, err), e.Close())
 	}

@@ -17,7 +17,7 @@ import (
 )
 
 func TestFaultsAnywhere(t *testing.T) {
-	r := newRig(t, func(o *Options) { o.Parts = 4 })
+	r := newRig(t, func(o *Options) { o.Parts, o.TrashAge = 4, -1 })
 	var mend []func()
 	inject := func(f castest.Fault) { mend = append(mend, r.srv.Inject(f)) }
 	for _, k := range []castest.Kind{castest.Status, castest.Reset, castest.CutRequest, castest.CutReply, castest.LoseReply} {
@@ -127,13 +127,13 @@ func TestPermanentFailure(t *testing.T) {
 }
 
 func TestModifiedWhileUploading(t *testing.T) {
-	r := newRig(t, nil)
+	r := newRig(t, func(o *Options) { o.TrashAge = -1 })
 	ctx := context.Background()
 	r.srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Delay, Delay: 300 * time.Millisecond})
 	data := pattern(6<<20, 1)
 	ino := r.write("f", data)
 	for i := range 10 {
-		eventually(t, func() bool { return r.stat(ino).State == "uploading" })
+		eventually(t, func() bool { return r.stat(ino).State != "staged" })
 		time.Sleep(time.Duration(i*7) * time.Millisecond)
 		h, err := r.e.Open(ctx, someone, ino, OpenFlags{Write: true})
 		r.must(err)
@@ -162,7 +162,7 @@ func TestResume(t *testing.T) {
 	// While it is away the name changes.
 	r.must(r.e.Rename(context.Background(), r.vault, "f", r.vault, "g", 0))
 	r.sync()
-	if n := r.srv.Count(cas.OpUploadPart); n > 14 {
+	if n := r.srv.Count(cas.OpUploadPart); n > 16 {
 		t.Errorf("%d parts sent for a file of 12, 8 of them acknowledged before the restart", n)
 	}
 	r.wantArchives(1)
@@ -171,7 +171,7 @@ func TestResume(t *testing.T) {
 }
 
 func TestUploadExpired(t *testing.T) {
-	srv := castest.New(t, local.Options{UploadLife: 300 * time.Millisecond})
+	srv := castest.New(t, local.Options{UploadLife: 1500 * time.Millisecond})
 	r := &rig{t: t, srv: srv, client: srv.Client(t)}
 	r.o = crashOptions(t.TempDir(), r.client)
 	r.o.Logger = testLogger(t)
@@ -180,7 +180,7 @@ func TestUploadExpired(t *testing.T) {
 	r.must(err)
 	r.open()
 	defer r.close()
-	stuck := srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Delay, Delay: time.Second, Skip: 3, Count: 1})
+	stuck := srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Delay, Delay: 2 * time.Second, Skip: 3, Count: 1})
 	defer stuck()
 	data := pattern(6<<20, 1)
 	ino := r.write("f", data)
@@ -324,7 +324,10 @@ func TestFairness(t *testing.T) {
 	if s := r.stat(huge).State; s != "uploading" {
 		t.Errorf("the huge file is %s when the small ones are done", s)
 	}
-	if n := r.e.up.bufs.used; n > 4 {
+	r.e.up.bufs.mu.Lock()
+	n := r.e.up.bufs.used
+	r.e.up.bufs.mu.Unlock()
+	if n > 4 {
 		t.Errorf("%d buffers", n)
 	}
 	wg.Wait()

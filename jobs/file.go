@@ -45,11 +45,15 @@ type file struct {
 	fds      int             // of them, those whose descriptor the kernel may use: one backing file for all
 	plain    int             // open handles that read without the descriptor
 	inflight int             // changes of the bytes under way outside mu; no version is sealed meanwhile
+	changing []content.Range // of those, the bytes
+	head     int64           // bytes from the start that are written without a gap
+	ahead    []content.Range // written beyond
+	stream   *stream         // what is in the vault of a version still being written; nil: not looked up
+	mtimeSet uint64          // counts explicit changes of the mtime
 	dirty    bool            // size or times are newer than the catalog's
 	gone     bool            // the inode is being reclaimed
 	seq      uint64          // last catalog change that matters to the bytes' existence
-	conv     chan struct{}   // closed when the Promote, Demote or barrier under way is over; nil: none
-	old      []*content.File // replaced local files, closed with the last ref since a read may still use them
+	conv     chan struct{}   // closed when the Promote, Demote, barrier or DropUploaded under way is over; nil: none
 	loadErr  error
 }
 
@@ -123,17 +127,8 @@ func (f *file) put() {
 
 func (f *file) closeLocal() {
 	f.mu.Lock()
-	all := f.old
-	if f.local != nil {
-		all = append(all, f.local)
-	}
-	f.old, f.local = nil, nil
-	f.mu.Unlock()
-	for _, l := range all {
-		if err := l.Close(); err != nil {
-			f.e.log.Warn("closing a local file", "ino", f.ino, "err", err)
-		}
-	}
+	defer f.mu.Unlock()
+	f.replaceLocalLocked(nil)
 }
 
 func (f *file) loadLocked() error {
@@ -163,6 +158,7 @@ func (f *file) loadLocked() error {
 	if err != nil {
 		return err
 	}
+	f.head = f.inode.Size
 	if f.ver.Local != 0 {
 		l, err := f.e.store.Open(f.ver.Local)
 		switch {
@@ -246,10 +242,13 @@ func (f *file) ensureContentLocked() (*content.File, error) {
 	return l, nil
 }
 
-// replaceLocalLocked makes l (which may be nil) the local file.
+// replaceLocalLocked makes l (which may be nil) the local file. Calls that still use the old
+// one finish; later ones get os.ErrClosed and look again.
 func (f *file) replaceLocalLocked(l *content.File) {
 	if f.local != nil && f.local != l {
-		f.old = append(f.old, f.local)
+		if err := f.local.Close(); err != nil {
+			f.e.log.Warn("closing a local file", "ino", f.ino, "err", err)
+		}
 	}
 	f.local = l
 }

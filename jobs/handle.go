@@ -126,7 +126,7 @@ func (f *file) openLocked(fl OpenFlags) *Handle {
 	if f.local != nil && f.wholeLocked() {
 		h.impl.pinned = true
 		f.pinned++
-		if f.fds > 0 || !fl.Write && f.plain == 0 {
+		if f.fds > 0 || !fl.Write && f.plain == 0 && !f.streamedOutLocked() && (f.stagingLocked() || !f.local.Moves()) {
 			h.impl.local = true
 			h.impl.fd = f.local.Fd()
 			f.fds++
@@ -139,6 +139,12 @@ func (f *file) openLocked(fl OpenFlags) *Handle {
 		f.plain++
 	}
 	return h
+}
+
+// streamedOutLocked reports whether archives are being made of a version that may still
+// change: then every store must come through the engine.
+func (f *file) streamedOutLocked() bool {
+	return f.ver.State == catalog.Staged && f.ver.V != 0 && f.e.up.hasIntents(f.ino)
 }
 
 // Open opens a regular file. In mode queue, a cold file starts

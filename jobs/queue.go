@@ -28,6 +28,7 @@ type uploader struct {
 	small, large []*task // queued, oldest first
 	running      int
 	runningLarge int
+	streams      int
 	byIno        map[uint64][]string // intents of the catalog's Upload records
 	busy         map[string]struct{} // intents some task is sending
 	abandoned    map[string]abandoned
@@ -291,6 +292,12 @@ func (u *uploader) intents(ino uint64) []string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return append([]string(nil), u.byIno[ino]...)
+}
+
+func (u *uploader) hasIntents(ino uint64) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.byIno[ino]) > 0
 }
 
 func (u *uploader) addIntent(ino uint64, intent string) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cache/content"
@@ -28,17 +29,23 @@ func (f *file) readAt(ctx context.Context, c Caller, p []byte, off int64) (int, 
 			return 0, nil
 		}
 		l := f.local
-		if l != nil && l.Verified(off, n) {
-			f.pinned++ // eviction keeps away
-			f.mu.Unlock()
-			m, err := io.ReadFull(io.NewSectionReader(l, off, n), p[:n])
-			f.mu.Lock()
-			f.pinned--
-			f.mu.Unlock()
-			if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-				err = nil // truncated meanwhile
+		f.mu.Unlock()
+		if l != nil {
+			// Eviction and truncation come before it or after it, not in between.
+			m, err := l.ReadVerified(p[:n], off)
+			switch {
+			case err == nil, errors.Is(err, io.EOF):
+				return m, nil // shorter when it was truncated meanwhile
+			case errors.Is(err, os.ErrClosed):
+				l = nil
+			case !errors.Is(err, content.ErrNotVerified) && !errors.Is(err, content.ErrPunched):
+				return m, err
 			}
-			return m, err
+		}
+		f.mu.Lock()
+		if f.local != l && f.local != nil {
+			f.mu.Unlock()
+			continue
 		}
 		staged, damaged := f.stagingLocked(), f.ver.Damaged
 		f.mu.Unlock()

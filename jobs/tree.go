@@ -209,6 +209,7 @@ func (e *Engine) setattr(ctx context.Context, c Caller, ino uint64, s SetAttr) (
 		if err := f.local.SetMtime(*s.Mtime); err != nil {
 			return Attr{}, err
 		}
+		f.mtimeSet++
 	}
 	onlyTimes := s.Mode == nil && s.UID == nil && s.GID == nil && !s.KillPriv
 	if onlyTimes && f.writers > 0 && f.ver.State == catalog.Staged && f.local != nil {

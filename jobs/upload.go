@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sort"
 	"strings"
 	"time"
 
@@ -88,6 +87,10 @@ func (e *Engine) seal(f *file) (*sealed, uint64, error) {
 		if f.inflight > 0 {
 			return nil, 0, errInUse
 		}
+		if f.stream != nil && f.stream.running {
+			f.stream.cancel() // what it has done is kept
+			return nil, 0, errInUse
+		}
 		if f.local.Kind() != content.Staging {
 			if err := f.convertLocked(); err != nil {
 				return nil, 0, err
@@ -137,26 +140,10 @@ func (e *Engine) seal(f *file) (*sealed, uint64, error) {
 
 // segments loads the uploads of an Uploading version, in order.
 func (e *Engine) segments(f *file) ([]catalog.Upload, error) {
-	var segs []catalog.Upload
-	err := e.catalog.View(func(tx *catalog.Tx) error {
-		for _, intent := range e.up.intents(f.ino) {
-			u, err := tx.Upload(intent)
-			if errors.Is(err, catalog.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if u.V == f.ver.V && u.State != catalog.Abandoned {
-				segs = append(segs, u)
-			}
-		}
-		return nil
-	})
+	segs, err := f.uploadsLocked()
 	if err != nil {
 		return nil, err
 	}
-	sort.Slice(segs, func(i, k int) bool { return segs[i].Off < segs[k].Off })
 	var end int64
 	for _, u := range segs {
 		if u.Off != end {
@@ -231,6 +218,7 @@ func (f *file) sealLocked() error {
 	f.adoptLocked(want)
 	f.ver, f.seq = v, seq
 	known := e.up.intents(f.ino)
+	f.stream = nil
 	for _, u := range plan {
 		if !contains(known, u.Intent) {
 			e.up.addIntent(f.ino, u.Intent)
@@ -309,11 +297,11 @@ func (f *file) commitEmptyLocked() error {
 	if f.fds == 0 {
 		v.Local = 0 // else it is promoted: the kernel holds the descriptor, so the next bytes must go to the same file
 	}
-	dropped, err := f.streamedAllLocked()
+	abandon, err := f.uploadsLocked()
 	if err != nil {
 		return err
 	}
-	seq, err := e.recordArchived(f, v, nil, dropped)
+	seq, err := e.recordArchived(f, v, nil, nil, abandon)
 	if err != nil {
 		return err
 	}
@@ -334,7 +322,7 @@ func (f *file) commitEmptyLocked() error {
 
 // recordArchived is the one transaction in which a version becomes Archived.
 // It fails with errSuperseded when the version is no longer the file's.
-func (e *Engine) recordArchived(f *file, v catalog.Version, archives []catalog.Archive, uploads []catalog.Upload) (uint64, error) {
+func (e *Engine) recordArchived(f *file, v catalog.Version, archives []catalog.Archive, uploads, abandon []catalog.Upload) (uint64, error) {
 	now := time.Now()
 	want, dirty := f.inode, f.dirty
 	var drop []uint64
@@ -369,6 +357,11 @@ func (e *Engine) recordArchived(f *file, v catalog.Version, archives []catalog.A
 		}
 		for _, u := range uploads {
 			if err := tx.DeleteUpload(u.Intent); err != nil && !errors.Is(err, catalog.ErrNotExist) {
+				return err
+			}
+		}
+		for _, u := range abandon {
+			if err := e.abandonTx(tx, u); err != nil {
 				return err
 			}
 		}
@@ -459,7 +452,7 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 	if punched {
 		v.Local = 0
 	}
-	seq, err := e.recordArchived(f, v, archives, j.segs)
+	seq, err := e.recordArchived(f, v, archives, j.segs, nil)
 	if err != nil {
 		f.mu.Unlock()
 		if errors.Is(err, errSuperseded) {
@@ -734,6 +727,9 @@ func (e *Engine) sendMultipart(ctx context.Context, t *task, l *content.File, u 
 
 var errRestart = errors.New("the service no longer knows the upload")
 
+// restart hides that err is ErrNotFound: of an upload that passes, of a vault it does not.
+func restart(err error) error { return fmt.Errorf("%w: %v", errRestart, err) }
+
 func (e *Engine) tryMultipart(ctx context.Context, t *task, l *content.File, u *catalog.Upload) (catalog.Archive, error) {
 	if u.State == catalog.Completing {
 		a, err := e.complete(ctx, u)
@@ -750,7 +746,7 @@ func (e *Engine) tryMultipart(ctx context.Context, t *task, l *content.File, u *
 	} else {
 		for p, err := range e.client.Parts(ctx, u.VaultName, u.UploadID) {
 			if errors.Is(err, cas.ErrNotFound) {
-				return catalog.Archive{}, fmt.Errorf("%w: %w", errRestart, err)
+				return catalog.Archive{}, restart(err)
 			}
 			if err != nil {
 				return catalog.Archive{}, err
@@ -760,7 +756,7 @@ func (e *Engine) tryMultipart(ctx context.Context, t *task, l *content.File, u *
 	}
 	tree, err := e.sendParts(ctx, t, l, u, have)
 	if errors.Is(err, cas.ErrNotFound) {
-		return catalog.Archive{}, fmt.Errorf("%w: %w", errRestart, err)
+		return catalog.Archive{}, restart(err)
 	}
 	if err != nil {
 		return catalog.Archive{}, err
@@ -866,7 +862,7 @@ func (e *Engine) sendPart(ctx context.Context, l *content.File, u *catalog.Uploa
 func (e *Engine) complete(ctx context.Context, u *catalog.Upload) (catalog.Archive, error) {
 	id, err := e.client.CompleteUpload(ctx, u.VaultName, u.UploadID, u.Size, u.TreeHash)
 	if errors.Is(err, cas.ErrNotFound) {
-		return catalog.Archive{}, fmt.Errorf("%w: %w", errRestart, err)
+		return catalog.Archive{}, restart(err)
 	}
 	if err != nil {
 		return catalog.Archive{}, err

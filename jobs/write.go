@@ -83,11 +83,18 @@ func (f *file) change(ctx context.Context, c Caller, off, n int64, op func(*cont
 	l := f.local
 	f.writes++
 	f.inflight++
+	f.changing = append(f.changing, content.Range{Off: off, Len: n})
 	f.dirty = true
 	f.mu.Unlock()
 	err := op(l)
 	f.mu.Lock()
 	f.inflight--
+	for i, r := range f.changing {
+		if r.Off == off && r.Len == n {
+			f.changing = append(f.changing[:i], f.changing[i+1:]...)
+			break
+		}
+	}
 	f.writes++
 	f.inode.Ctime = max(f.inode.Ctime, time.Now().UnixNano())
 	if off+n >= f.inode.Size {
@@ -117,7 +124,14 @@ func (f *file) makeWritableLocked(ctx context.Context, c Caller, off, n int64) e
 		case f.ver.State == catalog.Staged && f.local == nil:
 			return fmt.Errorf("%w: its staging file is missing", ErrDamaged)
 		case f.ver.State == catalog.Staged && f.local.Kind() == content.Staging:
-			return f.invalidateLocked(off, n)
+			recorded, err := f.invalidateLocked(off, n)
+			if err != nil || !recorded {
+				return err
+			}
+			// As below: an archive of a segment counts as a copy of these bytes.
+			if err := f.barrierLocked(); err != nil {
+				return err
+			}
 		case f.ver.State == catalog.Staged:
 			if err := f.convertLocked(); err != nil {
 				return err
@@ -130,9 +144,7 @@ func (f *file) makeWritableLocked(ctx context.Context, c Caller, off, n int64) e
 			}
 			// Segments that are in the vault already count as copies of these bytes:
 			// the end of that must outlive a power loss before the bytes change.
-			seq := f.seq
-			err := f.gateLocked(func() error { return f.e.catalog.Barrier(context.Background(), seq) })
-			if err != nil {
+			if err := f.barrierLocked(); err != nil {
 				return err
 			}
 		case f.inode.Size == 0:
@@ -146,6 +158,12 @@ func (f *file) makeWritableLocked(ctx context.Context, c Caller, off, n int64) e
 			}
 		}
 	}
+}
+
+// barrierLocked makes the file's last record durable, with mu released meanwhile.
+func (f *file) barrierLocked() error {
+	seq := f.seq
+	return f.gateLocked(func() error { return f.e.catalog.Barrier(context.Background(), seq) })
 }
 
 // newStagingLocked begins a version with an empty staging file: the file's first
@@ -196,8 +214,10 @@ func (f *file) newStagingLocked() error {
 	f.adoptLocked(i)
 	f.ver, f.seq = v, seq
 	f.replaceLocalLocked(l)
+	f.stream, f.head, f.ahead = nil, 0, nil
 	f.retired(old)
-	if old.Local != 0 && old.State == catalog.Archived {
+	if old.Local != 0 {
+		// A copy of what is archived, or bytes that were just truncated away.
 		if err := e.store.Remove(old.Local); err != nil && !errors.Is(err, content.ErrNotExist) {
 			e.log.Warn("removing a replaced local copy", "path", e.path(f.ino), "err", err)
 		}
@@ -246,6 +266,7 @@ func (f *file) supersedeLocked(off, n int64) error {
 	e.hit("supersede.recorded")
 	f.ver, f.seq = v, seq
 	f.inode.Version = v.V
+	f.stream = nil
 	f.retired(old)
 	return nil
 }
@@ -311,6 +332,13 @@ func (f *file) punchedIn(off, n int64) error {
 	if f.local == nil || !f.stagingLocked() {
 		return nil
 	}
+	if f.stream != nil {
+		for _, g := range f.stream.segs {
+			if g.dropped && overlap(g.up.Off, g.up.Size, off, n) {
+				return content.ErrPunched
+			}
+		}
+	}
 	n = min(n, f.inode.Size-off)
 	if n > 0 && !f.local.Verified(off, n) {
 		return content.ErrPunched
@@ -334,7 +362,7 @@ func (f *file) truncate(ctx context.Context, c Caller, size int64) error {
 		return ErrStale
 	}
 	archived := f.ver.V != 0 && f.ver.State == catalog.Archived
-	lost := f.ver.V != 0 && f.local == nil && f.inode.Size > 0
+	lost := f.ver.V != 0 && f.inode.Size > 0 && (f.local == nil || !f.local.Verified(0, f.inode.Size))
 	switch {
 	case size == f.inode.Size && !f.stagingLocked():
 		now := time.Now().UnixNano()
@@ -343,7 +371,7 @@ func (f *file) truncate(ctx context.Context, c Caller, size int64) error {
 		err := f.flushLocked()
 		f.mu.Unlock()
 		return err
-	case size == 0 && (archived && f.fds == 0 || lost && !archived):
+	case size == 0 && f.inflight == 0 && (archived && f.fds == 0 || lost && !archived):
 		// Nothing of the old bytes is needed, and nobody reads the local file behind our back.
 		err := f.newStagingLocked()
 		f.mu.Unlock()
