@@ -55,19 +55,20 @@ type Options struct {
 	UID, GID                        uint32        // owner of vault directories found at the service
 
 	// Reading.
-	Recall           RecallMode    // [auto]
-	Tier             string        // "standard" [default], "bulk", "expedited", "auto"
-	RecallWait       time.Duration // [24h]
-	GuardFiles       int           // [100]; negative: no limit
-	GuardBytes       int64         // per 24 h [100 GiB]; negative: no limit
-	DenyComm         []string      // command name patterns (path.Match) that may not recall
-	Window           int64         // [64 MiB]
-	WindowAbove      int64         // isolated reads ask for windows in archives above this [1 GiB]
-	Stub             int64         // head and tail kept by automatic eviction [64 KiB]; negative: none
-	Fetches          int           // ranges downloading at once [4]
-	PollMin, PollMax time.Duration // [0.5s, 60s]
-	Capacity         int64         // statfs [1 PiB]
-	VaultRefresh     time.Duration // List Vaults this often [1h]
+	Recall           RecallMode                 // [auto]
+	Tier             string                     // "standard" [default], "bulk", "expedited", "auto"
+	RecallWait       time.Duration              // [24h]
+	GuardFiles       int                        // [100]; negative: no limit
+	GuardBytes       int64                      // per 24 h [100 GiB]; negative: no limit
+	DenyComm         []string                   // command name patterns (path.Match) that may not recall
+	Window           int64                      // [64 MiB]
+	WindowAbove      int64                      // isolated reads ask for windows in archives above this [1 GiB]
+	Stub             int64                      // head and tail kept by automatic eviction [64 KiB]; negative: none
+	Fetches          int                        // ranges downloading at once [4]
+	PollMin, PollMax time.Duration              // [0.5s, 60s]
+	JobTime          map[cas.Tier]time.Duration // what jobs take, for estimates until one was measured [the service's hours]
+	Capacity         int64                      // statfs [1 PiB]
+	VaultRefresh     time.Duration              // List Vaults this often [1h]
 }
 
 // Errors that fs maps to errno; the namespace errors are catalog's.

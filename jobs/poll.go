@@ -558,6 +558,9 @@ func (r *recaller) expectLocked(t cas.Tier) time.Duration {
 	if d, ok := r.took[t]; ok {
 		return d
 	}
+	if d, ok := r.e.opts.JobTime[t]; ok {
+		return d
+	}
 	switch t {
 	case cas.Expedited:
 		return 3 * time.Minute

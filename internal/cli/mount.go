@@ -244,6 +244,9 @@ func (a *app) mount(ctx context.Context, m mountArgs) error {
 	if err != nil {
 		return err
 	}
+	if svc.local != nil {
+		options.JobTime = svc.local.jobTime()
+	}
 	if cacheBase != "" {
 		if err := os.MkdirAll(cacheDir, 0o700); err != nil {
 			return fmt.Errorf("cache directory: %w", err)

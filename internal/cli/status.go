@@ -251,7 +251,7 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 			case u.Error != "":
 				note = fmt.Sprintf("attempt %d: %s", u.Attempts, u.Error)
 			}
-			t.row("    "+progress(u.Done, u.Size), sizeText(u.Size), shorten(u.Path, path), note)
+			t.row("    "+progress(u.Done, u.Size), sizeText(u.Size), shorten(inMount(s.Vault, u.Path), path), note)
 		}
 		t.flush()
 	}
@@ -274,7 +274,7 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 			if r.Error != "" {
 				note += ": " + r.Error
 			}
-			t.row("    "+progress(r.Done, r.Size), sizeText(r.Size), shorten(r.Path, path), note)
+			t.row("    "+progress(r.Done, r.Size), sizeText(r.Size), shorten(inMount(s.Vault, r.Path), path), note)
 		}
 		t.flush()
 	}
@@ -290,7 +290,7 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 			if w.ETA != nil {
 				note += ", expected " + eta(*w.ETA, now)
 			}
-			t.row(fmt.Sprintf("    %s (%d)", w.Command, w.PID), shorten(w.Path, path), note)
+			t.row(fmt.Sprintf("    %s (%d)", w.Command, w.PID), shorten(inMount(s.Vault, w.Path), path), note)
 		}
 		t.flush()
 	}
@@ -307,6 +307,15 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 		}
 	}
 	return b.String()
+}
+
+// inMount turns a path from the account's root into one from the mount point.
+func inMount(vault, p string) string {
+	p = strings.TrimPrefix(p, "/")
+	if vault != "" {
+		p = strings.TrimPrefix(p, vault+"/")
+	}
+	return p
 }
 
 func space(s jobs.Space) string {

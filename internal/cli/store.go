@@ -156,6 +156,15 @@ func sweepSockets(dir string) {
 	}
 }
 
+// jobTime is how long jobs take here; nil when another process holds the store and decides.
+func (s *localStore) jobTime() map[cas.Tier]time.Duration {
+	if !s.holding() {
+		return nil
+	}
+	d := s.opts.Delays
+	return map[cas.Tier]time.Duration{cas.Expedited: d.Expedited, cas.Standard: d.Standard, cas.Bulk: d.Bulk}
+}
+
 func (s *localStore) holding() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

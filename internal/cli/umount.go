@@ -90,7 +90,7 @@ func (a *app) umount(ctx context.Context, arg string, timeout time.Duration, laz
 				t.row("  …", fmt.Sprintf("and %d more", len(pending)-i))
 				break
 			}
-			t.row("  "+sizeText(p.Size), p.Path, p.State, p.Error)
+			t.row("  "+sizeText(p.Size), inMount(d.info.Vault, p.Path), p.State, p.Error)
 		}
 		t.flush()
 		fmt.Fprintf(a.errOut, "  they are safe in %s; the next mount goes on\n", d.info.StateDir)
