@@ -48,7 +48,8 @@ type Options struct {
 	SnapshotEvery int64  // journal bytes between snapshots, at least (half the last snapshot's size if that is more); 0: 64 MiB
 	Logger        *slog.Logger
 
-	segmentSize int64 // tests: journal.Options.SegmentSize
+	segmentSize int64         // tests: journal.Options.SegmentSize
+	markEvery   time.Duration // tests: how often the mark follows the journal
 }
 
 // Errors. The namespace errors are matched by errors.Is and mapped to errno in package fs.
@@ -104,6 +105,7 @@ type Catalog struct {
 	keeper  sync.WaitGroup
 	stop    chan struct{}
 	changed chan struct{} // of one: something to write a mark for
+	marking sync.Mutex    // one mark is written at a time, each with no less than the one before
 
 	snapping  sync.Mutex // held while a snapshot is written or a check reads the journal
 	snapBusy  atomic.Bool
@@ -157,7 +159,7 @@ func (c *Catalog) shutdown(clean bool) error {
 		errs = append(errs, err)
 	}
 	if clean {
-		errs = append(errs, c.writeMark(mark{Seq: seq, Clean: true}))
+		errs = append(errs, c.writeCleanMark(seq))
 	}
 	errs = append(errs, c.lock.Close())
 	return errors.Join(errs...)
@@ -197,6 +199,3 @@ func (c *Catalog) ID() string { return c.id }
 func (c *Catalog) Rebuilt() string { return c.rebuilt }
 
 func (c *Catalog) path(name string) string { return filepath.Join(c.o.Dir, name) }
-
-// markEvery is how often the mark follows the journal while there are changes.
-const markEvery = 5 * time.Second

@@ -7,13 +7,15 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
-// small keeps tests' disk use low.
+// small keeps tests' disk use low, and what is synced independent of time.
 func small(dir string) Options {
-	return Options{Dir: dir, Reserve: 1 << 20, MinFree: 1 << 20, Logger: slog.New(slog.DiscardHandler)}
+	return Options{Dir: dir, Reserve: 1 << 20, MinFree: 1 << 20, Logger: slog.New(slog.DiscardHandler), markEvery: time.Hour}
 }
 
 func mustOpen(t testing.TB, o Options) *Catalog {
@@ -164,6 +166,28 @@ func TestCrashRebuilds(t *testing.T) {
 	}
 	if got := c.Stats(); got != want {
 		t.Errorf("Stats() = %+v, want %+v", got, want)
+	}
+}
+
+// While there are changes the mark follows the journal, so that the loss of the journal's end shows.
+func TestMarkFollowsJournal(t *testing.T) {
+	o := small(t.TempDir())
+	o.markEvery = time.Microsecond
+	c := mustOpen(t, o)
+	populate(t, c, "v", 20)
+	for seq := c.Stats().Seq; ; {
+		if m, err := c.readMark(); err == nil && m != nil && m.Seq >= seq && !m.Clean {
+			break
+		}
+		runtime.Gosched() // ends with the test's time if it never comes
+	}
+	dir := filepath.Join(t.TempDir(), "state")
+	c.quiesce()
+	copyState(t, o.Dir, dir)
+	o.Dir = dir
+	change(t, nth(t, dir, "journal/seg-*", -1), cut(3))
+	if _, err := Open(o); !errors.Is(err, ErrDamaged) {
+		t.Errorf("Open with a journal cut below the mark: %v, want ErrDamaged", err)
 	}
 }
 

@@ -39,16 +39,26 @@ type fileSum struct {
 	mtime time.Time // saves reading a table again that this process has read or written
 }
 
-// writeMark stores a mark durably. A clean one gets the sums of the index's files, which is closed by then.
-func (c *Catalog) writeMark(m mark) error {
-	m.Version, m.ID = markVersion, c.id
-	if m.Clean {
-		sums, err := sumIndex(c.path("index"), c.sums)
-		if err != nil {
-			return err
-		}
-		m.Index = sums
+// writeMark stores durably how far the journal is stable.
+func (c *Catalog) writeMark() error {
+	c.marking.Lock()
+	defer c.marking.Unlock()
+	return c.putMark(mark{Seq: c.j.Durable()})
+}
+
+// writeCleanMark notes that the index, which is closed, holds everything up to seq, and what its files are.
+func (c *Catalog) writeCleanMark(seq uint64) error {
+	sums, err := sumIndex(c.path("index"), c.sums)
+	if err != nil {
+		return err
 	}
+	c.marking.Lock()
+	defer c.marking.Unlock()
+	return c.putMark(mark{Seq: seq, Clean: true, Index: sums})
+}
+
+func (c *Catalog) putMark(m mark) error {
+	m.Version, m.ID = markVersion, c.id
 	b, err := json.Marshal(&m)
 	if err != nil {
 		return err

@@ -33,6 +33,9 @@ func Open(o Options) (*Catalog, error) {
 	if o.SnapshotEvery == 0 {
 		o.SnapshotEvery = 64 << 20
 	}
+	if o.markEvery == 0 {
+		o.markEvery = 5 * time.Second
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -157,7 +160,7 @@ func (c *Catalog) open() error {
 		return err
 	}
 	// From here on the index changes, if only by badger's own housekeeping.
-	if err := c.writeMark(mark{Seq: c.j.Durable()}); err != nil {
+	if err := c.writeMark(); err != nil {
 		return err
 	}
 	c.committer.Add(1)
@@ -189,7 +192,7 @@ func (c *Catalog) create() error {
 			return err
 		}
 	}
-	if err := c.writeMark(mark{}); err != nil {
+	if err := c.writeMark(); err != nil {
 		return err
 	}
 	var err error
@@ -299,7 +302,7 @@ func (c *Catalog) finish(complete bool) error {
 	if err := c.Barrier(context.Background(), 0); err != nil {
 		return err
 	}
-	if err := c.writeMark(mark{Seq: c.j.Durable()}); err != nil {
+	if err := c.writeMark(); err != nil {
 		return err
 	}
 	return c.writeFormat()
@@ -315,7 +318,7 @@ func (c *Catalog) keepMark() {
 			return
 		case <-c.changed:
 		}
-		t := time.NewTimer(markEvery)
+		t := time.NewTimer(c.o.markEvery)
 		select {
 		case <-c.stop:
 			t.Stop()
@@ -326,7 +329,7 @@ func (c *Catalog) keepMark() {
 		if err := c.Barrier(context.Background(), 0); err != nil {
 			continue // logged by the journal, and every Update fails from now on
 		}
-		if err := c.writeMark(mark{Seq: c.j.Durable()}); err != nil {
+		if err := c.writeMark(); err != nil {
 			c.log.Warn("writing the catalog's mark", "err", err)
 		}
 	}

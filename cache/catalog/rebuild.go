@@ -217,7 +217,7 @@ func (c *Catalog) replaceJournal(m *mark, damage error) (*mark, error) {
 	c.rebuilt = fmt.Sprintf("%v; a new journal was made from the index, which is intact; the damaged one is kept in %s", damage, kept)
 	c.log.Error("catalog's journal is damaged; a new one was made from the index, which is intact", "err", damage, "kept", kept)
 	c.id = m.ID
-	if err := c.writeMark(mark{Seq: m.Seq, Clean: true}); err != nil {
+	if err := c.writeCleanMark(m.Seq); err != nil {
 		return m, err
 	}
 	return c.readMark()

@@ -53,7 +53,7 @@ func (c *Catalog) snapshot() error {
 	}
 	c.snapNext.Store(0)
 	c.snapBytes.Store(c.j.SnapshotBytes())
-	return c.writeMark(mark{Seq: c.j.Durable()})
+	return c.writeMark()
 }
 
 // dump iterates over everything the journal knows, as of ts.
