@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cache/content"
@@ -39,6 +40,9 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 	}()
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if !keepStubs {
+		r.awaitContentLocked(f)
+	}
 	v, local := f.ver, f.local
 	switch {
 	case id != 0 && (v.Local != id || local == nil):
@@ -57,7 +61,7 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 		return 0, r.changeVersion(f, r.e.catalog.Reclaim, func(v *catalog.Version) { v.Local, v.Complete = 0, false })
 	}
 	if local.Kind() != content.Content {
-		return 0, errInUseNow // being turned into content
+		return 0, errNotArchived // its record is not on stable storage yet
 	}
 	before, err := local.Allocated()
 	if err != nil {
@@ -102,6 +106,19 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 		return 0, err
 	}
 	return before, nil
+}
+
+// awaitContentLocked gives an upload that is being committed a moment: the local file
+// becomes a disposable copy only when the archive's record is on stable storage. mu is released meanwhile.
+func (r *recaller) awaitContentLocked(f *file) {
+	for range 200 {
+		if f.ver.V == 0 || f.ver.State != catalog.Archived || f.local == nil || f.local.Kind() == content.Content {
+			return
+		}
+		f.mu.Unlock()
+		time.Sleep(10 * time.Millisecond)
+		f.mu.Lock()
+	}
 }
 
 // stub says how much of each end of a local file automatic eviction keeps: 0 nothing, negative: all of

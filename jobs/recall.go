@@ -734,6 +734,9 @@ func (r *recaller) fill(s *Status) {
 		})
 		rinos = append(rinos, f.rec.Ino)
 	}
+	for _, b := range r.waves.bulks {
+		s.RecallsQueued += max(b.files-b.local-b.failed-int64(b.pending), 0)
+	}
 	for w := range r.waiters {
 		if len(s.Waiters) >= maxListed {
 			break

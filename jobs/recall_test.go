@@ -660,3 +660,35 @@ func TestDeletedWhileRecalled(t *testing.T) {
 		}
 	})
 }
+
+func TestFailedJobsAreExplained(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "expedited" })
+		ino, _ := r.coldFile("f", 1000)
+		s, err := r.e.Stat(t.Context(), ino)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The service takes the request for an archive deleted today, and then fails.
+		if err := r.client.DeleteArchive(t.Context(), "v", s.Archives[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.read(context.Background(), ino, 0, 10); err == nil || errors.Is(err, ErrTimedOut) {
+			t.Fatalf("got %v", err)
+		}
+		r.jobs(maxFailures)
+		for range 3 {
+			if _, err := r.read(context.Background(), ino, 0, 10); err == nil {
+				t.Error("the second read succeeded")
+			}
+		}
+		if s, err = r.e.Stat(t.Context(), ino); err != nil || s.Error == "" {
+			t.Errorf("stat says nothing: %+v, %v", s, err)
+		}
+		r.restart()
+		if _, err := r.read(context.Background(), ino, 0, 10); err == nil {
+			t.Error("a read after a restart succeeded")
+		}
+		r.jobs(maxFailures)
+	})
+}

@@ -28,6 +28,7 @@ type Status struct {
 	Uploads       []UploadStatus    `json:"uploads"`
 	UploadsQueued int64             `json:"uploads_queued"`
 	Retrievals    []RetrievalStatus `json:"retrievals"`
+	RecallsQueued int64             `json:"recalls_queued"` // files of explicit recalls not asked for yet
 	Waiters       []WaiterStatus    `json:"waiters"`
 	Guard         GuardStatus       `json:"guard"`
 	Trash         Space             `json:"trash"`       // Used bytes; Files count

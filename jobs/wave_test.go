@@ -232,6 +232,9 @@ func TestRecallCancel(t *testing.T) {
 		if asked == 0 || asked == 60 {
 			t.Fatalf("%d jobs in the first wave", asked)
 		}
+		if s, err := r.e.Status(t.Context()); err != nil || s.RecallsQueued != int64(60-asked) || len(s.Retrievals) != asked {
+			t.Errorf("%d asked; status: %d queued, %d retrievals, %v", asked, s.RecallsQueued, len(s.Retrievals), err)
+		}
 		// One directory is taken out, then everything.
 		d0, err := r.e.Lookup(t.Context(), r.vault, "d0")
 		if err != nil {

@@ -331,10 +331,14 @@ func space(s jobs.Space) string {
 }
 
 func recalls(s oneStatus) string {
-	if len(s.Retrievals) == 0 && len(s.Waiters) == 0 {
+	if len(s.Retrievals) == 0 && len(s.Waiters) == 0 && s.RecallsQueued == 0 {
 		return "none"
 	}
-	return fmt.Sprintf("%s, %s waiting", count(int64(len(s.Retrievals)), "retrieval"), count(int64(len(s.Waiters)), "program"))
+	text := fmt.Sprintf("%s, %s waiting", count(int64(len(s.Retrievals)), "retrieval"), count(int64(len(s.Waiters)), "program"))
+	if s.RecallsQueued > 0 {
+		text += fmt.Sprintf(", %s to be asked for", count(s.RecallsQueued, "file"))
+	}
+	return text
 }
 
 func guard(g jobs.GuardStatus) string {
