@@ -37,6 +37,21 @@ type mounted struct {
 	stop func() // unmounts and closes; the same state can be mounted again with start
 }
 
+// recalls returns how many jobs of archives the service knows; the inventory
+// that follows the first mount of a vault is none of them.
+func (x *mounted) recalls() (n int) {
+	x.t.Helper()
+	for j, err := range x.client.Jobs(x.t.Context(), vault, cas.JobFilter{}) {
+		if err != nil {
+			x.t.Fatal(err)
+		}
+		if j.Type == cas.ArchiveRetrieval {
+			n++
+		}
+	}
+	return n
+}
+
 // vault is where tests put files, in the account's tree.
 const vault = "vault"
 

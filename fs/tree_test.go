@@ -488,14 +488,14 @@ func TestModesOfOpen(t *testing.T) {
 	f.Close()
 	wantContent(t, p, []byte("0123456789abcd"))
 	x.cold(p)
-	before := x.store.Count("InitiateJob")
+	before := x.recalls()
 	if f, err = os.OpenFile(p, os.O_TRUNC|os.O_WRONLY, 0); err != nil {
 		t.Fatal(err)
 	}
 	f.WriteString("new")
 	f.Close()
 	wantContent(t, p, []byte("new"))
-	if n := x.store.Count("InitiateJob") - before; n != 0 {
+	if n := x.recalls() - before; n != 0 {
 		t.Errorf("O_TRUNC of a cold file asked for %d retrievals", n)
 	}
 	// O_SYNC, O_DIRECT, O_NONBLOCK on local files.
@@ -635,14 +635,14 @@ func TestHoles(t *testing.T) {
 	if f, err = os.Open(p); err != nil {
 		t.Fatal(err)
 	}
-	before := x.store.Count("InitiateJob")
+	before := x.recalls()
 	if got := seek(0, unix.SEEK_DATA); got != 0 {
 		t.Errorf("cold: first data at %d, want 0", got)
 	}
 	if got := seek(0, unix.SEEK_HOLE); got != 3<<20 {
 		t.Errorf("cold: hole at %d, want the end", got)
 	}
-	if n := x.store.Count("InitiateJob") - before; n != 0 {
+	if n := x.recalls() - before; n != 0 {
 		t.Errorf("SEEK_HOLE asked for %d retrievals", n)
 	}
 	if b := stat(t, p).Blocks; b == 0 {

@@ -264,7 +264,7 @@ func TestInterrupt(t *testing.T) {
 		}
 		wg.Wait()
 		// One job, whoever waited.
-		if n := x.store.Count("InitiateJob"); n != 1 {
+		if n := x.recalls(); n != 1 {
 			t.Errorf("%d jobs for one file, want 1", n)
 		}
 	})
