@@ -36,6 +36,8 @@ func storyFiles(large bool) map[string]int {
 // TestStory is what a user does: copy in, archive, evict, mount again, read back, compare.
 func TestStory(t *testing.T) {
 	x := mountForTest(t, local.Delays{}, nil)
+	// The inventory of a new vault makes requests of its own.
+	eventually(t, "the inventory is merged", func() bool { return len(x.logs.grep("inventory merged")) > 0 })
 	src := t.TempDir()
 	files := storyFiles(!testing.Short())
 	want := map[string][]byte{}

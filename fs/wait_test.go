@@ -265,7 +265,7 @@ func TestInterrupt(t *testing.T) {
 		wg.Wait()
 		// One job, whoever waited.
 		if n := x.recalls(); n != 1 {
-			t.Errorf("%d jobs for one file, want 1", n)
+			t.Errorf("%d retrievals for one file, want 1", n)
 		}
 	})
 }
@@ -340,4 +340,33 @@ func TestRecallModes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOthersWhileAnAppendWaits: the kernel holds the inode's lock during a write, which
+// rm and chmod want, and nothing interrupts those. So appending waits in open.
+func TestOthersWhileAnAppendWaits(t *testing.T) {
+	x, cold, _ := waitingMount(t, nil)
+	cmd := exec.Command("sh", "-c", `echo opened; exec 3>>"$1"; echo more >&3`, "sh", cold)
+	w := x.startWaiter(cmd)
+	// touch opens for writing too, but writes nothing.
+	for _, script := range []string{"touch cold", "chmod 600 cold", "mv cold cold2", "ls -l cold2", "rm cold2"} {
+		done := make(chan string, 1)
+		go func() {
+			out, err := exec.Command("sh", "-ec", `cd "$1"; eval "$2"`, "sh", x.path(), script).CombinedOutput()
+			if err != nil {
+				done <- fmt.Sprintf("%v: %s", err, out)
+			}
+			close(done)
+		}()
+		select {
+		case msg := <-done:
+			if msg != "" {
+				t.Errorf("%s: %s", script, msg)
+			}
+		case <-time.After(promptly):
+			t.Errorf("%s waits for the other program's recall", script)
+		}
+	}
+	x.signal(w, syscall.SIGTERM)
+	w.ends()
 }

@@ -18,6 +18,9 @@ type OpenFlags struct {
 	Append      bool
 	Truncate    bool
 	Sync        bool // O_SYNC or O_DSYNC: every write is on stable disk before it returns
+	// Whole waits in Open for a cold file to be local, instead of in the first write: during a
+	// write the kernel holds the inode's lock, and others' rm or chmod would wait with it, out of any signal's reach.
+	Whole bool
 }
 
 // Handle is an open regular file. It keeps the inode alive until Release.
@@ -149,7 +152,7 @@ func (f *file) streamedOutLocked() bool {
 
 // Open opens a regular file. In mode queue, a cold file starts
 // its retrieval and fails with ErrAgain; deny, guard and denied commands fail with ErrDenied/ErrGuard. In mode auto it does not wait: reads do.
-// Opening for writing without Truncate does not recall either: the first Write or Truncate does.
+// Opening for writing without Truncate does not recall either, unless Whole is set: the first Write or Truncate does.
 func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, fl OpenFlags) (*Handle, error) {
 	if fl.Write || fl.Truncate {
 		if err := e.writable(); err != nil {
@@ -171,6 +174,14 @@ func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, fl OpenFlags) (
 		}
 	}
 	f.mu.Lock()
+	for fl.Whole && !f.gone && f.coldLocked() {
+		f.mu.Unlock()
+		if err := f.ensureWhole(ctx, c); err != nil {
+			f.put()
+			return nil, err
+		}
+		f.mu.Lock()
+	}
 	if f.gone {
 		f.mu.Unlock()
 		f.put()
@@ -188,16 +199,21 @@ func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, fl OpenFlags) (
 
 // admitOpen is the recall policy of an open.
 func (f *file) admitOpen(c Caller, fl OpenFlags) error {
-	if fl.Truncate || !fl.Read {
+	if fl.Truncate || !fl.Read && !fl.Whole {
 		return nil
 	}
 	f.mu.Lock()
-	cold := f.ver.State == catalog.Archived && !f.wholeLocked()
+	cold := f.coldLocked()
 	f.mu.Unlock()
 	if !cold {
 		return nil
 	}
 	return f.e.recall.admit(c, f)
+}
+
+// coldLocked reports whether bytes are only in the vault.
+func (f *file) coldLocked() bool {
+	return f.ver.V != 0 && f.ver.State == catalog.Archived && !f.wholeLocked()
 }
 
 // Local reports whether every byte is local, verified, and will stay so until Release:
