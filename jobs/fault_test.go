@@ -176,6 +176,7 @@ func TestUploadExpired(t *testing.T) {
 	r.o = crashOptions(t.TempDir(), r.client)
 	r.o.Logger = testLogger(t)
 	r.o.Parts = 2
+	r.o.StagingSize, r.o.StreamAbove = 1<<30, 64<<20 // one upload, after the close
 	_, err := r.client.CreateVault(context.Background(), "v")
 	r.must(err)
 	r.open()
