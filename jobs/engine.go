@@ -69,6 +69,8 @@ type Options struct {
 	JobTime          map[cas.Tier]time.Duration // what jobs take, for estimates until one was measured [the service's hours]
 	Capacity         int64                      // statfs [1 PiB]
 	VaultRefresh     time.Duration              // List Vaults this often [1h]
+
+	virtualTime bool // tests that sleep through days: see catalog.Options.NoCompaction
 }
 
 // Errors that fs maps to errno; the namespace errors are catalog's.
@@ -229,7 +231,7 @@ func Open(o Options) (*Engine, error) {
 	e.recall = newRecaller(e)
 
 	var err error
-	e.catalog, err = catalog.Open(catalog.Options{Dir: o.StateDir, Logger: o.Logger})
+	e.catalog, err = catalog.Open(catalog.Options{Dir: o.StateDir, Logger: o.Logger, NoCompaction: o.virtualTime})
 	if err != nil {
 		return nil, fmt.Errorf("opening the catalog in %s: %w", o.StateDir, err)
 	}

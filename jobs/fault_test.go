@@ -195,7 +195,7 @@ func TestUploadExpired(t *testing.T) {
 func quietly(t *testing.T, change func(*Options), fn func(t *testing.T, r *rig)) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(o *Options) {
-			o.Settle = 30 * time.Second
+			o.Settle, o.virtualTime = 30*time.Second, true
 			if change != nil {
 				change(o)
 			}

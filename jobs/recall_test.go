@@ -75,7 +75,7 @@ func newRecallRig(t *testing.T, delays local.Delays, change func(o *Options)) *r
 	}
 	r.opts = Options{
 		StateDir: filepath.Join(t.TempDir(), "state"), Client: r.client, Observer: r.seen, Settle: -1,
-		StagingSize: 1 << 30, CacheSize: 1 << 30, MinFree: -1, Logger: recallLogger(t),
+		StagingSize: 1 << 30, CacheSize: 1 << 30, MinFree: -1, Logger: recallLogger(t), virtualTime: true,
 	}
 	if change != nil {
 		change(&r.opts)

@@ -36,13 +36,17 @@ func indexOptions(dir string, log *slog.Logger) badger.Options {
 }
 
 // openIndex opens badger; its panics over damaged files become errors.
-func openIndex(dir string, log *slog.Logger) (db *badger.DB, err error) {
+func openIndex(dir string, log *slog.Logger, noCompaction bool) (db *badger.DB, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			db, err = nil, fmt.Errorf("badger panics: %v", p)
 		}
 	}()
-	return badger.OpenManaged(indexOptions(dir, log))
+	opt := indexOptions(dir, log)
+	if noCompaction {
+		opt = opt.WithNumCompactors(0).WithNumLevelZeroTables(1 << 10).WithNumLevelZeroTablesStall(1 << 11)
+	}
+	return badger.OpenManaged(opt)
 }
 
 func closeIndex(db *badger.DB) (err error) {

@@ -196,7 +196,7 @@ func (c *Catalog) create() error {
 		return err
 	}
 	var err error
-	c.db, err = openIndex(c.path("index"), c.log)
+	c.db, err = openIndex(c.path("index"), c.log, c.o.NoCompaction)
 	return err
 }
 
@@ -211,7 +211,7 @@ func (c *Catalog) openExisting(m *mark, last uint64) error {
 	if err := c.rebuild(reason); err != nil {
 		return err
 	}
-	if c.db, err = openIndex(c.path("index"), c.log); err != nil {
+	if c.db, err = openIndex(c.path("index"), c.log, c.o.NoCompaction); err != nil {
 		return fmt.Errorf("index just rebuilt: %w", err)
 	}
 	c.log.Warn("catalog's index is rebuilt", "records", last, "took", time.Since(start).Round(time.Millisecond))
@@ -238,7 +238,7 @@ func (c *Catalog) tryIndex(m *mark, last uint64) (reason string, err error) {
 	if diff := compareIndex(m, sums); diff != "" {
 		return "index is damaged: " + diff, nil
 	}
-	db, err := openIndex(dir, c.log)
+	db, err := openIndex(dir, c.log, c.o.NoCompaction)
 	if err != nil {
 		return fmt.Sprintf("index cannot be opened: %v", err), nil
 	}

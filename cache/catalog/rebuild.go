@@ -58,7 +58,7 @@ func (c *Catalog) rebuild(reason string) error {
 
 // fill builds an index in dir that holds everything up to last, and returns the snapshot it began with.
 func (c *Catalog) fill(dir string, last uint64) (snap uint64, err error) {
-	db, err := openIndex(dir, c.log)
+	db, err := openIndex(dir, c.log, c.o.NoCompaction)
 	if err != nil {
 		return 0, err
 	}
@@ -183,7 +183,7 @@ func (c *Catalog) replaceJournal(m *mark, damage error) (*mark, error) {
 	if err != nil || compareIndex(m, sums) != "" {
 		return m, damage
 	}
-	if c.db, err = openIndex(c.path("index"), c.log); err != nil {
+	if c.db, err = openIndex(c.path("index"), c.log, c.o.NoCompaction); err != nil {
 		return m, damage
 	}
 	// Badger changed its files by being opened; what is in them is the same.
