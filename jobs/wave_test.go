@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -83,7 +84,10 @@ func TestRecallInWaves(t *testing.T) {
 		tier  string
 		files int
 		cache int64
-	}{{"standard", 1000, 16 << 20}, {"bulk", 300, 8 << 20}} {
+	}{{"standard", 200, 4 << 20}, {"bulk", 100, 2 << 20}} {
+		if os.Getenv("CASFS_WAVES") != "" { // the long form, minutes under the race detector
+			test.files, test.cache = 5*test.files, 4*test.cache
+		}
 		t.Run(test.tier, func(t *testing.T) {
 			inBubble(t, func(t *testing.T) {
 				var a *arrivals
