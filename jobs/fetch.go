@@ -435,7 +435,7 @@ func (r *recaller) dropBehind(fl *flight, n int64) {
 		return
 	}
 	from, _ := rt.toFile(cas.Range{Off: r.readerOf(rt), Len: 1})
-	r.dropRanges(rt, fl.local, have+n-limit, func(off int64) bool { return off < from })
+	r.dropRanges(rt, rt.file, fl.local, have+n-limit, func(off int64) bool { return off < from })
 }
 
 // readerOf returns the offset in the archive before which nobody reads.
@@ -470,12 +470,12 @@ func (r *recaller) dropForReader(fl *flight, n int64) bool {
 		for _, want := range rt.demand {
 			keep = append(keep, want)
 		}
-		local, gone := rt.local, rt.gone || rt.finishing
+		f, local, gone := rt.file, rt.local, rt.gone || rt.finishing
 		r.mu.Unlock()
-		if gone || local == nil || rt != fl.rt && len(keep) > 0 {
+		if gone || f == nil || local == nil || rt != fl.rt && len(keep) > 0 {
 			continue
 		}
-		freed += r.dropRanges(rt, local, n-freed, func(off int64) bool {
+		freed += r.dropRanges(rt, f, local, n-freed, func(off int64) bool {
 			return !slices.ContainsFunc(keep, func(w cas.Range) bool {
 				lo, m := rt.toFile(w)
 				return lo/r.o.piece == off/r.o.piece || off >= lo && off < lo+m
@@ -490,11 +490,7 @@ func (r *recaller) dropForReader(fl *flight, n int64) bool {
 
 // dropRanges forgets and punches up to want bytes of rt's part of the local file, piece by piece, where may
 // says so. It leaves alone what a read under way uses, and what is being written.
-func (r *recaller) dropRanges(rt *retrieval, local *content.File, want int64, may func(off int64) bool) (freed int64) {
-	f := rt.file
-	if f == nil {
-		return 0
-	}
+func (r *recaller) dropRanges(rt *retrieval, f *file, local *content.File, want int64, may func(off int64) bool) (freed int64) {
 	lo, n := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
 	for _, x := range local.VerifiedRanges() {
 		from, to := max(x.Off, lo), min(x.Off+x.Len, lo+n)
