@@ -162,7 +162,10 @@ func TestForeignArchivesBecomeFiles(t *testing.T) {
 
 func TestRebuild(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		r := newRecallRig(t, realistic, func(o *Options) { o.PartSize, o.SegmentSize, o.SingleBelow = 1<<20, 2<<20, 1<<20 })
+		r := newRecallRig(t, realistic, func(o *Options) {
+			o.PartSize, o.SegmentSize, o.SingleBelow = 1<<20, 2<<20, 1<<20
+			o.Settle = time.Hour // so that modes and times are set before the descriptions are written
+		})
 		r.inventories = true
 		ctx := context.Background()
 		want := make(map[string][]byte)
