@@ -33,9 +33,12 @@ type FileStatus struct {
 
 // ArchiveStatus is one archive of a file.
 type ArchiveStatus struct {
-	ID, TreeHash, Description string
-	Off, Size                 int64
-	Created                   time.Time
+	ID          string    `json:"id"`
+	TreeHash    string    `json:"tree_hash"`
+	Description string    `json:"description"`
+	Off         int64     `json:"off"` // of the file
+	Size        int64     `json:"size"`
+	Created     time.Time `json:"created"`
 }
 
 // Stat explains an inode.

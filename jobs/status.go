@@ -78,9 +78,11 @@ type WaiterStatus struct {
 
 // GuardStatus is how much reads may still recall.
 type GuardStatus struct {
-	Files, FilesLimit int64
-	Bytes, BytesLimit int64
-	Until             *time.Time `json:"Until,omitempty"`
+	Files      int64      `json:"files"`
+	FilesLimit int64      `json:"files_limit"`
+	Bytes      int64      `json:"bytes"`
+	BytesLimit int64      `json:"bytes_limit"`
+	Until      *time.Time `json:"until,omitempty"`
 }
 
 // statusUploads is how many uploads a status lists; running and failed ones come first.

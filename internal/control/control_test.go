@@ -324,3 +324,28 @@ func TestBadRequests(t *testing.T) {
 		t.Errorf("bad body: got %v", err)
 	}
 }
+
+// TestJSONNames: what scripts read from --json has one kind of names, whichever type it comes from.
+func TestJSONNames(t *testing.T) {
+	seen := map[reflect.Type]bool{}
+	var walk func(reflect.Type)
+	walk = func(typ reflect.Type) {
+		for typ.Kind() == reflect.Pointer || typ.Kind() == reflect.Slice {
+			typ = typ.Elem()
+		}
+		if typ.Kind() != reflect.Struct || typ == reflect.TypeFor[time.Time]() || seen[typ] {
+			return
+		}
+		seen[typ] = true
+		for f := range typ.Fields() {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if name == "" || name != strings.ToLower(name) || strings.ContainsAny(name, "- ") {
+				t.Errorf("%v.%s is called %q in JSON", typ, f.Name, name)
+			}
+			walk(f.Type)
+		}
+	}
+	walk(reflect.TypeFor[jobs.Status]())
+	walk(reflect.TypeFor[jobs.FileStatus]())
+	walk(reflect.TypeFor[Info]())
+}
