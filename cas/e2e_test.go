@@ -407,12 +407,43 @@ func TestUploadResumes(t *testing.T) {
 	w.must(w.c.FetchJobFile(t.Context(), "v", w.job(res.ArchiveID, cas.Range{}), dst, cas.FetchOptions{}))
 	w.same(dst, data)
 
-	_, err = u.Resume(t.Context(), bytes.NewReader(data), int64(len(data)), cas.UploadOptions{})
-	w.is(err, cas.ErrNotFound)
+	// Once more, as after a kill between Complete and its reply: the same archive, not a second one.
+	again, err := u.Resume(t.Context(), bytes.NewReader(data), int64(len(data)), cas.UploadOptions{})
+	if err != nil || again.ArchiveID != res.ArchiveID || again.TreeHash != res.TreeHash || again.Skipped != int64(len(data)) {
+		t.Errorf("resuming what is complete: %+v, %v; want %+v", again, err, res)
+	}
+	for name, b := range map[string][]byte{"content": other, "shorter": data[:last.Off]} {
+		if _, err := u.Resume(t.Context(), bytes.NewReader(b), int64(len(b)), cas.UploadOptions{}); !errors.Is(err, cas.ErrNotFound) {
+			t.Errorf("resuming what is complete with another file, %s: %v, want ErrNotFound", name, err)
+		}
+	}
 	w.must(nil, u.Abort(t.Context()))
 	if all := w.inventory(""); len(all) != 1 {
 		t.Errorf("%d archives", len(all))
 	}
+}
+
+// TestUploadResumesAfterLostComplete: nobody heard that the upload was complete.
+func TestUploadResumesAfterLostComplete(t *testing.T) {
+	w := newWorld(t, local.Options{})
+	path := w.file("f", noise(3*mib+1))
+	remove := w.srv.Inject(castest.Fault{Op: cas.OpCompleteUpload, Kind: castest.LoseReply})
+	_, err := w.c.UploadFile(t.Context(), "v", path, cas.UploadOptions{PartSize: mib})
+	remove()
+	w.is(err, cas.ErrUnknown)
+	var ue *cas.UploadError
+	if !errors.As(err, &ue) {
+		t.Fatalf("%v is no UploadError", err)
+	}
+	res, err := w.c.UploadFile(t.Context(), "v", path, cas.UploadOptions{UploadID: ue.UploadID})
+	w.must(res, err)
+	if all := w.inventory(""); len(all) != 1 || all[0].ArchiveID != res.ArchiveID {
+		t.Errorf("resumed as %s; the vault has %+v, want this archive alone", res.ArchiveID, all)
+	}
+
+	// What is unknown for another reason stays unknown: nothing is made of it.
+	_, err = w.c.UploadFile(t.Context(), "v", path, cas.UploadOptions{UploadID: strings.Repeat("u", 64)})
+	w.is(err, cas.ErrNotFound)
 }
 
 func TestUploadOfAChangingFile(t *testing.T) {

@@ -3,6 +3,7 @@ package cas
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -32,7 +33,8 @@ type UploadOptions struct {
 	// when that is set to less). A single request cannot be resumed.
 	SingleBelow int64
 	// UploadID resumes a multipart upload: parts the service has are compared with r before
-	// anything is sent, and not sent again.
+	// anything is sent, and not sent again. One that was completed already, by somebody who did
+	// not live to hear of it, gives its archive if that has r's size and tree hash.
 	UploadID string
 	// OnUploadID is told the upload's ID before its first part is sent.
 	OnUploadID func(id string)
@@ -48,7 +50,7 @@ type UploadResult struct {
 	TreeHash  Hash
 	Size      int64
 	UploadID  string // "" when one request was enough
-	PartSize  int64  // 0 when one request was enough
+	PartSize  int64  // 0 when one request was enough, or the upload was complete
 	Skipped   int64  // bytes the service had from before
 }
 
@@ -197,7 +199,9 @@ func (u *multiUpload) run(ctx context.Context, unchanged func() error) error {
 		}
 		u.id = id
 		u.trees = make([]Hash, u.count())
-	} else if err := u.resume(ctx); err != nil {
+	} else if err := u.resume(ctx); errors.Is(err, errNoParts) {
+		return u.find(ctx, unchanged, err)
+	} else if err != nil {
 		return err
 	}
 	if u.o.OnUploadID != nil {
@@ -215,6 +219,32 @@ func (u *multiUpload) run(ctx context.Context, unchanged func() error) error {
 	return err
 }
 
+// errNoParts is an upload the service does not list (any more).
+var errNoParts = errors.New("nothing to resume")
+
+// find looks for the archive of an upload that is not there any more. The service
+// remembers a Complete for a while and answers its repetition with the same archive; to
+// send the file again instead might store, and bill, it twice.
+func (u *multiUpload) find(ctx context.Context, unchanged func() error, gone error) error {
+	tree, err := TreeHashReaderAt(ctx, u.r, u.size, 0)
+	if err == nil {
+		err = unchanged()
+	}
+	if err != nil {
+		return err
+	}
+	archive, err := u.c.CompleteUpload(ctx, u.vault, u.id, u.size, tree)
+	var refused *Error
+	switch {
+	case errors.Is(err, ErrUnknown), err != nil && !errors.As(err, &refused):
+		return err
+	case err != nil:
+		return gone
+	}
+	u.tree, u.archive, u.part, u.skipped = tree, archive, 0, u.size
+	return nil
+}
+
 func (u *multiUpload) count() int64 { return (u.size + u.part - 1) / u.part }
 
 func (u *multiUpload) rangeOf(i int64) Range {
@@ -227,6 +257,9 @@ func (u *multiUpload) resume(ctx context.Context) error {
 	var parts []PartInfo
 	for marker := ""; ; {
 		p, err := u.c.ListParts(ctx, u.vault, u.id, Page{Marker: marker})
+		if errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("%w: %w", errNoParts, err)
+		}
 		if err != nil {
 			return err
 		}
