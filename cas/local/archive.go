@@ -191,6 +191,9 @@ func (s *Store) deleteArchive(r *request) error {
 	}
 	if a == nil || a.deleted != 0 {
 		v.mu.Unlock()
+		if err := v.log.barrier(); err != nil { // the other request may still be writing its record
+			return err
+		}
 		r.reply(http.StatusNoContent) // deleting twice is no error, as in Glacier
 		return nil
 	}

@@ -182,6 +182,18 @@ func (l *metaLog) wait(ticket uint64) error {
 	return nil
 }
 
+// barrier returns when every record queued so far is on disk: for replies that
+// repeat what another request has recorded and may still be waiting for.
+func (l *metaLog) barrier() error {
+	l.qmu.Lock()
+	t := l.tickets
+	if len(l.queue) == 0 {
+		t-- // at most the batch that is being written
+	}
+	l.qmu.Unlock()
+	return l.wait(t)
+}
+
 func (l *metaLog) write(batch []byte, dirs map[string]bool) error {
 	if l.sync {
 		for d := range dirs {

@@ -283,6 +283,9 @@ func (v *vault) acknowledge(u *upload, w *inPlace, p part) error {
 	if p.overlay != "" && old.size == p.size && old.tree == p.tree {
 		// The same bytes again, the usual case of a lost reply.
 		v.mu.Unlock()
+		if err := v.log.barrier(); err != nil {
+			return err
+		}
 		return removeData(path + p.overlay)
 	}
 	t, err := v.commitLocked(&record{

@@ -218,6 +218,38 @@ func TestDamagedLog(t *testing.T) {
 	}
 }
 
+// TestRepeatsAreDurable: whoever asks for what another request is still recording hears of success only when that is on disk.
+func TestRepeatsAreDurable(t *testing.T) {
+	c := open(t, Options{})
+	c.create("v")
+	b := pattern(1 << 20)
+	id := c.upload("v", b, "")
+	upload := c.initiate("v", 1<<20)
+	c.must(204, c.part("v", upload, 0, b))
+	v, err := c.s.vault("v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []struct {
+		rec    *record
+		repeat func() response
+	}{
+		{&record{Type: "part", Upload: upload, Off: 0, Size: 1 << 20, Tree: v.uploads[upload].parts[0].tree}, func() response { return c.part("v", upload, 0, b) }},
+		{&record{Type: "del", ID: id, At: c.c.now().UnixMilli()}, func() response { return c.do("DELETE", "/-/vaults/v/archives/"+id, nil, nil) }},
+	} {
+		v.mu.Lock()
+		ticket, err := v.commitLocked(r.rec, "") // by a request that has not come to waiting yet
+		v.mu.Unlock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.must(204, r.repeat())
+		if v.log.flushed < ticket {
+			t.Errorf("%s: acknowledged with batch %d of %d on disk", r.rec.Type, v.log.flushed, ticket)
+		}
+	}
+}
+
 // A disk that fails under the log stops further changes, and says so.
 func TestBrokenLog(t *testing.T) {
 	c := open(t, Options{})
