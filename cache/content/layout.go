@@ -376,6 +376,10 @@ func (s *Store) loadContent(p place, id uint64, f *found) {
 		if err == nil && size != f.partSize {
 			err = fmt.Errorf("written for %d bytes, the file has %d", size, f.partSize)
 		}
+		if errors.Is(err, fs.ErrNotExist) {
+			s.discard(part, "") // made, and ended before the first range was verified
+			return
+		}
 		if err != nil {
 			s.discard(part, "no readable record of what is verified: "+err.Error())
 			if f.sidecar {

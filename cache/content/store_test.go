@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -325,4 +326,26 @@ func TestEvict(t *testing.T) {
 	}
 	_, err := s.ReserveContent(bg, 5<<20)
 	wantErr(t, err, ErrNoSpace)
+}
+
+// TestNothingVerifiedYet: a mount that ends before the first range of a recall has arrived is nothing to warn of.
+func TestNothingVerifiedYet(t *testing.T) {
+	dir := memDir(t)
+	s := openStore(t, Options{StateDir: dir})
+	f, err := s.CreateContent(7, 3*mib)
+	must(t, err)
+	must(t, f.Close())
+	must(t, s.Close())
+
+	var log bytes.Buffer
+	s = openStore(t, Options{StateDir: dir, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if log.Len() > 0 {
+		t.Errorf("logged:\n%s", log.String())
+	}
+	if list := s.List(); len(list) > 0 {
+		t.Errorf("left: %+v", list)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "content", "*", "*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
 }
