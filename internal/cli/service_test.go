@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,7 +59,18 @@ func TestServiceVerbs(t *testing.T) {
 	if r := u.casfs("job", "fetch", "photos", job.JobID, out, cfg); r.code != 1 || !strings.Contains(r.err, "-f") {
 		t.Errorf("an existing file must be kept without -f:\n%v", r)
 	}
+	// A download of the whole that is going on, or waits to be resumed, is not touched by one of a part.
+	whole := []byte("of the whole")
+	if err := os.WriteFile(out+".casfs-part", whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	u.ok("job", "fetch", "photos", job.JobID, out, "-f", "--range", "3M-5M", cfg)
+	if got, err := os.ReadFile(out + ".casfs-part"); err != nil || !bytes.Equal(got, whole) {
+		t.Errorf("a download of the whole was disturbed: %q, %v", got, err)
+	}
+	if left, _ := filepath.Glob(out + ".*"); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
 	if st, err := os.Stat(out); err != nil || st.Size() != 2<<20 {
 		t.Errorf("a range of 2 MiB: %v, %v", st, err)
 	}

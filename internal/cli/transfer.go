@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -164,10 +165,11 @@ func resumable(err error) bool {
 	return errors.Is(err, cas.ErrUnavailable) || errors.Is(err, context.Canceled) || errors.Is(err, cas.ErrThrottled)
 }
 
-// fetchSlice fetches a part of an output to a file that gets its name when it is complete.
+// fetchSlice fetches a part of an output to a file that gets its name when it is complete. Until then it has one
+// of its own: the name's .casfs-part belongs to a download of the whole, which may be going on or wait to be resumed.
 func fetchSlice(ctx context.Context, c *cas.Client, vault, jobID string, r cas.Range, name string, o cas.FetchOptions) (cas.FetchResult, error) {
-	tmp := name + ".casfs-part"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o666)
+	tmp := fmt.Sprintf("%s.casfs-%08x", name, rand.Uint32())
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
 	if err != nil {
 		return cas.FetchResult{}, err
 	}
