@@ -14,7 +14,7 @@ func (e *Engine) Check(ctx context.Context, inventory, repair bool, report func(
 	if err := e.catalog.Check(ctx, repair, report); err != nil {
 		return err
 	}
-	if err := e.checkLocal(ctx, report); err != nil {
+	if err := e.checkLocal(ctx, repair, report); err != nil {
 		return err
 	}
 	if !inventory {
@@ -37,16 +37,17 @@ func (e *Engine) Check(ctx context.Context, inventory, repair bool, report func(
 	return e.checkArchives(ctx, report)
 }
 
-// checkLocal looks for versions whose local file is missing, of the wrong kind
-// or size, and for local files of no version.
-func (e *Engine) checkLocal(ctx context.Context, report func(string)) error {
+// checkLocal looks for versions whose local file is missing or of the wrong
+// size, and for local files of no version. repair forgets copies that are gone or cannot be right.
+func (e *Engine) checkLocal(ctx context.Context, repair bool, report func(string)) error {
 	entries := map[uint64]content.Entry{}
 	for _, x := range e.store.List() {
 		entries[x.ID] = x
 	}
 	type bad struct {
-		ino  uint64
-		what string
+		ino, local uint64
+		copy       bool // of what is in the vault
+		what       string
 	}
 	var bads []bad
 	err := e.catalog.View(func(tx *catalog.Tx) error {
@@ -62,11 +63,11 @@ func (e *Engine) checkLocal(ctx context.Context, report func(string)) error {
 			staged := v.State != catalog.Archived
 			switch {
 			case !there && staged:
-				bads = append(bads, bad{v.Ino, fmt.Sprintf("staging file %d is missing: %d bytes that were not in the vault", v.Local, v.Size)})
+				bads = append(bads, bad{v.Ino, v.Local, false, fmt.Sprintf("staging file %d is missing: %d bytes that were not in the vault", v.Local, v.Size)})
 			case !there:
-				bads = append(bads, bad{v.Ino, fmt.Sprintf("its local copy %d is missing; it is cold after the next start", v.Local)})
+				bads = append(bads, bad{v.Ino, v.Local, true, fmt.Sprintf("its local copy %d is missing; the vault has its bytes", v.Local)})
 			case !staged && x.Size != v.Size:
-				bads = append(bads, bad{v.Ino, fmt.Sprintf("its local copy has %d bytes instead of %d", x.Size, v.Size)})
+				bads = append(bads, bad{v.Ino, v.Local, true, fmt.Sprintf("its local copy has %d bytes instead of %d; the vault has the right ones", x.Size, v.Size)})
 			}
 		}
 		return nil
@@ -75,7 +76,15 @@ func (e *Engine) checkLocal(ctx context.Context, report func(string)) error {
 		return err
 	}
 	for _, b := range bads {
-		report(e.path(b.ino) + ": " + b.what)
+		what := e.path(b.ino) + ": " + b.what
+		if repair && b.copy {
+			if err := e.forgetCopy(b.ino, b.local); err != nil {
+				what += fmt.Sprintf(" (cannot be mended now: %v)", err)
+			} else {
+				what += " (mended: the file is cold)"
+			}
+		}
+		report(what)
 	}
 	for _, x := range entries {
 		// Files made since the list was taken are not damage.
@@ -85,6 +94,35 @@ func (e *Engine) checkLocal(ctx context.Context, report func(string)) error {
 		if !e.knows(x.ID) {
 			report(fmt.Sprintf("local file %d (%d bytes) belongs to no file; the next start keeps it in lost+found, or removes it when it is only a copy", x.ID, x.Size))
 		}
+	}
+	return nil
+}
+
+// forgetCopy makes an archived file cold whose local copy is missing or wrong.
+func (e *Engine) forgetCopy(ino, local uint64) error {
+	f, err := e.acquire(ino)
+	if err != nil {
+		return err
+	}
+	defer f.put()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.ver.V == 0 || f.ver.State != catalog.Archived || f.ver.Local != local:
+		return nil // not any more
+	case f.pinned > 0 || f.writers > 0:
+		return errInUseNow
+	}
+	v := f.ver
+	v.Local, v.Complete = 0, false
+	seq, err := e.catalog.Reclaim(func(tx *catalog.Tx) error { return tx.PutVersion(v) })
+	if err != nil {
+		return err
+	}
+	f.ver, f.seq = v, seq
+	f.replaceLocalLocked(nil)
+	if err := e.store.Remove(local); err != nil && !errors.Is(err, content.ErrNotExist) {
+		return err
 	}
 	return nil
 }

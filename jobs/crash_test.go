@@ -446,7 +446,7 @@ func (r *rig) wantClean(twice bool) {
 		}
 	}
 	var bad []string
-	r.must(r.e.checkLocal(bg, func(p string) { bad = append(bad, p) }))
+	r.must(r.e.checkLocal(bg, false, func(p string) { bad = append(bad, p) }))
 	sort.Strings(bad)
 	for _, b := range bad {
 		t.Errorf("check: %s", b)

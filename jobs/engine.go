@@ -1,6 +1,3 @@
-// Package jobs is the engine: work that outlives a system call, and every
-// change that touches local files, catalog and service together. fs calls it
-// for each operation; everything that takes long runs here, under Run, bounded, and is picked up again after a crash.
 package jobs
 
 import (

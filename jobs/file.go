@@ -50,6 +50,7 @@ type file struct {
 	ahead    []content.Range // written beyond
 	stream   *stream         // what is in the vault of a version still being written; nil: not looked up
 	mtimeSet uint64          // counts explicit changes of the mtime
+	expected *expected       // a version made for stores that may not have come
 	dirty    bool            // size or times are newer than the catalog's
 	gone     bool            // the inode is being reclaimed
 	seq      uint64          // last catalog change that matters to the bytes' existence

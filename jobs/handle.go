@@ -29,10 +29,9 @@ type Handle struct{ impl handleImpl }
 type handleImpl struct {
 	f        *file
 	flags    OpenFlags
-	local    bool  // told Local
-	pinned   bool  // counted in file.pinned
-	fd       int   // -1: none
-	mtime    int64 // of the local file at open, when local
+	local    bool // told Local
+	pinned   bool // counted in file.pinned
+	fd       int  // -1: none
 	released atomic.Bool
 }
 
@@ -133,9 +132,6 @@ func (f *file) openLocked(fl OpenFlags) *Handle {
 			h.impl.local = true
 			h.impl.fd = f.local.Fd()
 			f.fds++
-			if m, err := f.local.Mtime(); err == nil {
-				h.impl.mtime = m.UnixNano()
-			}
 		}
 	}
 	if !h.impl.local && fl.Read {
@@ -182,10 +178,16 @@ func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, fl OpenFlags) (
 		}
 		f.mu.Lock()
 	}
-	if f.gone {
+	if fl.Read && fl.Write {
+		err = f.expectStoresLocked()
+	}
+	if err == nil && f.gone {
+		err = ErrStale
+	}
+	if err != nil {
 		f.mu.Unlock()
 		f.put()
-		return nil, ErrStale
+		return nil, err
 	}
 	h := f.openLocked(fl)
 	archived := f.ver.State == catalog.Archived && f.local != nil
@@ -297,9 +299,12 @@ func (h *Handle) Release() {
 	keep := false
 	if h.impl.flags.Write {
 		f.writers--
+		if h.impl.local {
+			f.noticeLocked()
+		}
 		if f.writers == 0 {
-			if h.impl.local {
-				f.noticeLocked(h.impl.mtime)
+			if err := f.untouchedLocked(); err != nil {
+				e.log.Error("a file that was opened for writing and not written is uploaded again", "path", e.path(f.ino), "err", err)
 			}
 			if err := f.flushLocked(); err != nil {
 				// The staging file knows size and mtime, and recovery asks it; until then this file is the only one that knows.
@@ -321,18 +326,93 @@ func (h *Handle) Release() {
 	}
 }
 
+// expectStoresLocked is for a handle that will get the descriptor of an archived
+// version: a shared mapping of it stores past the engine, so the catalog must
+// know beforehand that the bytes are no copy any more.
+func (f *file) expectStoresLocked() error {
+	for f.awaitConvLocked() || f.fds > 0 && !f.gone && f.local != nil && f.ver.V != 0 && f.ver.State == catalog.Archived {
+		if f.conv != nil || f.ver.State != catalog.Archived {
+			continue
+		}
+		old := f.ver
+		if err := f.supersedeLocked(0, 0); err != nil {
+			return err
+		}
+		if err := f.convertLocked(); err != nil {
+			return err
+		}
+		if f.ver.V != old.V+1 || f.local == nil {
+			continue
+		}
+		// A local file that was recalled has another mtime than the file.
+		if err := f.local.SetMtime(time.Unix(0, f.inode.Mtime)); err != nil {
+			return err
+		}
+		f.expected = &expected{old: old, writes: f.writes, mtimeSet: f.mtimeSet}
+	}
+	return nil
+}
+
+// expected is what expectStoresLocked did, to be undone when no store came.
+type expected struct {
+	old              catalog.Version
+	writes, mtimeSet uint64
+}
+
+// untouchedLocked undoes expectStoresLocked when the last writer has gone and nothing has changed.
+func (f *file) untouchedLocked() error {
+	x := f.expected
+	if x == nil {
+		return nil
+	}
+	f.expected = nil
+	if f.ver.V != x.old.V+1 || f.ver.State != catalog.Staged || f.writes != x.writes ||
+		f.mtimeSet != x.mtimeSet || f.dirty || f.gone { // (an mtime that was set hides what stores did to it)
+		return nil
+	}
+	now := f.ver.V
+	seq, err := f.e.catalog.Update(func(tx *catalog.Tx) error {
+		i, err := tx.Inode(f.ino)
+		if err != nil {
+			return err
+		}
+		if i.Version != now {
+			return errSuperseded
+		}
+		i.Version = x.old.V
+		if err := tx.PutInode(i); err != nil {
+			return err
+		}
+		if err := tx.DeleteVersion(f.ino, now); err != nil {
+			return err
+		}
+		return tx.PutVersion(x.old)
+	})
+	if err != nil {
+		return err
+	}
+	f.ver, f.seq, f.inode.Version = x.old, seq, x.old.V
+	if err := f.barrierLocked(); err != nil {
+		return err
+	}
+	return f.convertLocked()
+}
+
 // noticeLocked looks for stores that came past the engine: a shared mapping on
 // a descriptor the kernel uses directly moves only the local file's mtime.
-func (f *file) noticeLocked(opened int64) {
-	if f.local == nil || f.dirty || f.ver.V == 0 {
+func (f *file) noticeLocked() {
+	if f.local == nil || f.dirty || !f.stagingLocked() {
 		return
 	}
 	m, err := f.local.Mtime()
 	if err != nil {
 		return
 	}
-	now := m.UnixNano()
-	if f.stagingLocked() && now == f.inode.Mtime || !f.stagingLocked() && now == opened {
+	want := f.inode.Mtime
+	if f.ver.State == catalog.Uploading {
+		want = f.ver.Mtime
+	}
+	if m.UnixNano() == want {
 		return
 	}
 	f.writes++
@@ -341,12 +421,9 @@ func (f *file) noticeLocked(opened int64) {
 			f.e.log.Error("a mapped file changed and cannot become a new version", "path", f.e.path(f.ino), "err", err)
 			return
 		}
-		if err := f.convertLocked(); err != nil {
-			f.e.log.Error("a mapped file changed", "path", f.e.path(f.ino), "err", err)
-		}
 	}
 	f.dirty = true
-	f.inode.Ctime = max(f.inode.Ctime, now)
+	f.inode.Ctime = max(f.inode.Ctime, m.UnixNano())
 }
 
 // tellFailure returns a permanent upload failure of ino nobody was told of yet.

@@ -145,7 +145,8 @@ func (e *Engine) recoverStaged(batch []catalog.Version, entries map[uint64]conte
 				changes = append(changes, change{v: v, mt: i.Mtime})
 			case !there:
 				lost = append(lost, v)
-			case v.State == catalog.Staged && (x.Size != i.Size || x.Mtime.UnixNano() != i.Mtime):
+			case v.State == catalog.Staged && (x.Size != i.Size || x.Complete && x.Mtime.UnixNano() != i.Mtime):
+				// (Dropping parts that are in the vault again, at start, moves the mtime.)
 				v.Size, v.Mtime = x.Size, x.Mtime.UnixNano()
 				changes = append(changes, change{v, v.Size, v.Mtime})
 			}

@@ -23,7 +23,6 @@ type sealed struct {
 	ver    catalog.Version
 	local  *content.File
 	writes uint64
-	mtime  time.Time // of the staging file when it was sealed
 	segs   []catalog.Upload
 }
 
@@ -108,11 +107,10 @@ func (e *Engine) seal(f *file) (*sealed, uint64, error) {
 			return nil, 0, err
 		}
 		if f.ver.State == catalog.Uploading {
-			if size != f.ver.Size {
-				if err := f.supersedeLocked(0, max(size, f.ver.Size)); err != nil {
+			if moved, err := f.movedLocked(size, mtime, f.ver); moved || err != nil {
+				if err != nil {
 					return nil, 0, err
 				}
-				f.dirty = true
 				continue
 			}
 			segs, err := e.segments(f)
@@ -126,7 +124,7 @@ func (e *Engine) seal(f *file) (*sealed, uint64, error) {
 			if err != nil {
 				return nil, 0, err
 			}
-			return &sealed{f, f.ver, f.local, f.writes, mtime, segs}, f.seq, nil
+			return &sealed{f, f.ver, f.local, f.writes, segs}, f.seq, nil
 		}
 		f.inode.Size = size
 		if size == 0 {
@@ -136,6 +134,25 @@ func (e *Engine) seal(f *file) (*sealed, uint64, error) {
 			return nil, 0, err
 		}
 	}
+}
+
+// movedLocked makes a new version when the staging file of a sealed one is not what it was: bytes
+// were lost with the power, or came through a shared mapping. (One that has dropped
+// parts is never mapped, and dropping them again at start moves its mtime.)
+func (f *file) movedLocked(size int64, mtime time.Time, v catalog.Version) (bool, error) {
+	from := min(size, v.Size)
+	switch {
+	case size != v.Size:
+	case mtime.UnixNano() != v.Mtime && f.local.Verified(0, size):
+		from = 0
+	default:
+		return false, nil
+	}
+	if err := f.supersedeLocked(from, max(size, v.Size)-from); err != nil {
+		return false, err
+	}
+	f.dirty = true
+	return true, nil
 }
 
 // segments loads the uploads of an Uploading version, in order.
@@ -163,7 +180,11 @@ func (f *file) sealLocked() error {
 	e := f.e
 	f.timesLocked()
 	v := f.ver
-	v.State, v.Size, v.Mtime, v.StagedAt = catalog.Uploading, f.inode.Size, f.inode.Mtime, time.Now().UnixNano()
+	mtime, err := f.local.Mtime()
+	if err != nil {
+		return err
+	}
+	v.State, v.Size, v.Mtime, v.StagedAt = catalog.Uploading, f.inode.Size, mtime.UnixNano(), time.Now().UnixNano()
 	kept, dropped, err := f.streamedLocked()
 	if err != nil {
 		return err
@@ -417,20 +438,18 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 			f.mu.Unlock()
 			return err
 		}
-		if size != j.ver.Size || !mtime.Equal(j.mtime) {
-			// A store through a shared mapping.
-			if err := f.supersedeLocked(0, max(size, j.ver.Size)); err != nil {
-				f.mu.Unlock()
-				return err
-			}
-			f.dirty = true
+		var err error
+		if moved, err = f.movedLocked(size, mtime, j.ver); err != nil {
+			f.mu.Unlock()
+			return err
+		}
+		if moved {
 			if err := f.flushLocked(); err != nil {
 				e.log.Error("recording size and times", "path", e.path(f.ino), "err", err)
 			}
 			if f.writers == 0 {
 				e.settle.start(f.ino, time.Now().Add(e.opts.Settle))
 			}
-			moved = true
 		}
 	}
 	if moved {

@@ -341,7 +341,7 @@ func TestLifeOfAFile(t *testing.T) {
 				r.wantState(ino, "resident")
 			}
 			var bad []string
-			r.must(r.e.checkLocal(context.Background(), func(p string) { bad = append(bad, p) }))
+			r.must(r.e.checkLocal(context.Background(), false, func(p string) { bad = append(bad, p) }))
 			if len(bad) > 0 {
 				t.Errorf("check: %v", bad)
 			}
@@ -573,4 +573,117 @@ func dup(t testing.TB, fd int) uintptr {
 		t.Fatal(err)
 	}
 	return uintptr(n)
+}
+
+// A shared mapping of a descriptor the kernel uses itself stores past the engine; a write to the descriptor does the same.
+func TestStoresPastTheEngine(t *testing.T) {
+	r := newRig(t, nil)
+	ctx := context.Background()
+	data := pattern(100<<10, 1)
+	ino := r.write("f", data)
+	r.sync()
+	r.evict(ino)
+	r.expect(ino, data) // recalled: the local file's mtime is another
+	mtime := func() int64 {
+		a, err := r.e.Getattr(ctx, ino)
+		r.must(err)
+		return a.Mtime
+	}
+	before := mtime()
+	open := func(fl OpenFlags) *Handle {
+		h, err := r.e.Open(ctx, someone, ino, fl)
+		r.must(err)
+		return h
+	}
+	reader := open(OpenFlags{Read: true})
+	writer := open(OpenFlags{Read: true, Write: true})
+	if !writer.Local() || writer.Fd() != reader.Fd() {
+		t.Fatalf("descriptors %d and %d", reader.Fd(), writer.Fd())
+	}
+	// Nothing is stored: nothing has happened.
+	writer.Release()
+	if s := r.wantState(ino, "resident"); s.Version != 1 {
+		t.Errorf("version %d of a file nobody wrote to", s.Version)
+	}
+	if mtime() != before {
+		t.Error("its mtime has moved")
+	}
+
+	store := func(off int) {
+		copy(data[off:], "stored")
+		f := os.NewFile(dup(t, writer.Fd()), "")
+		defer f.Close()
+		if _, err := f.WriteAt([]byte("stored"), int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Stored: a new version, also after a crash before the close.
+	writer = open(OpenFlags{Read: true, Write: true})
+	store(5)
+	r.reopen()
+	r.expect(ino, data)
+	r.sync()
+	if s := r.wantState(ino, "resident"); s.Version != 2 {
+		t.Errorf("version %d", s.Version)
+	}
+	reader = open(OpenFlags{Read: true})
+	writer = open(OpenFlags{Read: true, Write: true})
+	store(50)
+	writer.Release()
+	r.sync()
+	if s := r.wantState(ino, "resident"); s.Version != 3 {
+		t.Errorf("version %d", s.Version)
+	}
+	reader.Release()
+	r.evict(ino)
+	r.expect(ino, data)
+
+	// Another writer, which has no descriptor, is the last to close.
+	plain := open(OpenFlags{Write: true})
+	reader = open(OpenFlags{Read: true})
+	writer = open(OpenFlags{Read: true, Write: true})
+	if plain.Local() || !writer.Local() {
+		t.Fatalf("local: %v, %v", plain.Local(), writer.Local())
+	}
+	store(70)
+	writer.Release()
+	plain.Release()
+	reader.Release()
+	r.sync()
+	if s := r.wantState(ino, "resident"); s.Version != 4 {
+		t.Errorf("version %d", s.Version)
+	}
+	// A time that is set afterwards hides the store.
+	reader = open(OpenFlags{Read: true})
+	writer = open(OpenFlags{Read: true, Write: true})
+	store(90)
+	mode, set := uint32(0o600), time.Unix(1e9, 0)
+	_, err := r.e.Setattr(ctx, someone, ino, nil, SetAttr{Mode: &mode, Mtime: &set})
+	r.must(err)
+	writer.Release()
+	reader.Release()
+	r.sync()
+	if s := r.wantState(ino, "resident"); s.Version != 5 {
+		t.Errorf("version %d", s.Version)
+	}
+	r.evict(ino)
+	r.expect(ino, data)
+
+	// While the upload is under way.
+	reader = open(OpenFlags{Read: true})
+	writer = open(OpenFlags{Read: true, Write: true})
+	store(500)
+	slow := r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.Delay, Delay: 100 * time.Millisecond, Count: 1})
+	n := r.srv.Count(cas.OpUploadArchive)
+	done := make(chan error)
+	go func() { done <- r.e.Sync(ctx, nil, nil) }()
+	eventually(t, func() bool { return r.srv.Count(cas.OpUploadArchive) == n+1 })
+	store(5000)
+	r.must(<-done)
+	slow()
+	writer.Release()
+	reader.Release()
+	r.sync()
+	r.evict(ino)
+	r.expect(ino, data)
 }
