@@ -279,6 +279,7 @@ func TestDamage(t *testing.T) {
 		{"clean: journal, format and mark deleted", false, all(remove("journal"), remove("format"), remove("mark")), refused, "journal is missing"},
 		{"clean: all but format deleted", false, all(remove("journal"), remove("mark"), remove("index")), refused, "journal is missing"},
 		{"clean: all but mark deleted", false, all(remove("journal"), remove("format"), remove("index")), refused, "journal is missing"},
+		{"clean: mark flipped, all others deleted", false, all(remove("journal"), remove("format"), remove("index"), file("mark", flip(.2))), refused, "journal is missing"},
 		{"killed: nothing", true, all(), rebuilt, "not closed"},
 		{"killed: log flipped", true, index("*.mem", 0, flip(.001)), rebuilt, "not closed"},
 		{"killed: log cut", true, index("*.mem", 0, half), rebuilt, "not closed"},

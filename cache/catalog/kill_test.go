@@ -142,6 +142,9 @@ func TestKill(t *testing.T) {
 			t.Fatalf("%d changes are there, %d were acknowledged", n, acked)
 		}
 		compareSteps(t, c, killSeed, n)
+		if got := problems(t, c, false); got != nil {
+			t.Errorf("%q", got)
+		}
 		if r.IntN(2) == 0 {
 			mustClose(t, c)
 		} else {

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -536,6 +537,9 @@ func TestTreeModel(t *testing.T) {
 		}
 		if err := m.equal(c); err != nil {
 			t.Fatal("after rebuilding:", err)
+		}
+		if err := c.Check(context.Background(), false, func(p string) { t.Error(p) }); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

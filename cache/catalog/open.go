@@ -52,6 +52,9 @@ func Open(o Options) (*Catalog, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, err
 	}
+	if err := syncDir(filepath.Dir(filepath.Clean(o.Dir))); err != nil {
+		return nil, err
+	}
 	lock, err := lockDir(c.path("lock"))
 	if err != nil {
 		return nil, err
@@ -97,20 +100,22 @@ func (c *Catalog) open() error {
 	if errors.Is(err, ErrFormat) {
 		return err
 	}
+	existed := complete
 	if err != nil {
 		c.log.Error("catalog's mark is unreadable; the index will be rebuilt", "err", err)
+		existed = true
 	}
 	exists, err := journal.Exists(c.path("journal"))
 	if err != nil {
 		return err
 	}
 	if !exists {
-		if err := c.checkNew(complete, m); err != nil {
+		if err := c.checkNew(existed, m); err != nil {
 			return err
 		}
 	}
 	jo := journal.Options{Dir: c.path("journal"), SegmentSize: c.o.segmentSize, Logger: c.log}
-	if complete {
+	if existed {
 		jo.Stable = 1 // the root directory's record was, before format was written
 	}
 	if m != nil {
@@ -141,7 +146,7 @@ func (c *Catalog) open() error {
 	if m != nil && last > 0 && m.ID != c.id {
 		return fmt.Errorf("%w: %s is of catalog %s, the journal of %s. %s", ErrDamaged, c.path("mark"), m.ID, c.id, c.advice())
 	}
-	clean := m != nil && m.Clean
+	clean := m != nil && m.Clean && m.Seq == last
 	if last == 0 {
 		err = c.create()
 	} else {
@@ -175,11 +180,11 @@ func (c *Catalog) open() error {
 }
 
 // checkNew refuses to begin an empty catalog where there was one.
-func (c *Catalog) checkNew(complete bool, m *mark) error {
+func (c *Catalog) checkNew(existed bool, m *mark) error {
 	_, err := os.Stat(filepath.Join(c.path("index"), "MANIFEST"))
 	indexed := err == nil
 	// Only a creation that was cut short leaves an index with a mark of nothing and no format.
-	if complete || m != nil && m.Seq > 0 || m == nil && indexed {
+	if existed || m != nil && m.Seq > 0 || m == nil && indexed {
 		return fmt.Errorf("%w: %s is missing, and with it the catalog. %s", ErrDamaged, c.path("journal"), c.advice())
 	}
 	return nil
@@ -258,7 +263,10 @@ func (c *Catalog) tryIndex(m *mark, last uint64) (reason string, err error) {
 		}
 		return "", nil
 	}
-	return reason, closeIndex(db)
+	if err := closeIndex(db); err != nil {
+		c.log.Warn("closing the index that will be replaced", "err", err)
+	}
+	return reason, nil
 }
 
 // readNextID returns the first number to give out.

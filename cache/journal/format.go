@@ -22,6 +22,7 @@ const (
 	snapMagic   = "CASFSNAP"
 	maxPayload  = 1 << 30
 	snapBlockAt = 256 << 10 // payload at which a snapshot's block is written
+	syncEvery   = 16 << 20  // bytes of a snapshot between two syncs
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

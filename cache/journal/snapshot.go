@@ -91,7 +91,7 @@ func (j *Journal) dump(path string, seq uint64, all iter.Seq2[Op, error]) (err e
 	if _, err := w.Write(h.encode(snapMagic)); err != nil {
 		return err
 	}
-	seed, off := h.seed(), int64(headerSize)
+	seed, off, synced := h.seed(), int64(headerSize), int64(0)
 	var n uint64
 	buf := make([]byte, blockSize, blockSize+snapBlockAt+4096)
 	flush := func() error {
@@ -113,8 +113,16 @@ func (j *Journal) dump(path string, seq uint64, all iter.Seq2[Op, error]) (err e
 		buf = append(buf, op.Key...)
 		buf = binary.AppendUvarint(buf, uint64(len(op.Value)))
 		buf = append(buf, op.Value...)
-		if len(buf) >= blockSize+snapBlockAt {
-			if err := flush(); err != nil {
+		if len(buf) < blockSize+snapBlockAt {
+			continue
+		}
+		if err := flush(); err != nil {
+			return err
+		}
+		// In portions, so that a barrier never waits for hundreds of megabytes.
+		if off-synced >= syncEvery {
+			synced = off
+			if err := errors.Join(w.Flush(), j.fsync(f)); err != nil {
 				return err
 			}
 		}
