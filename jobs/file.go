@@ -43,7 +43,7 @@ type file struct {
 
 	handles  int             // open handles
 	fds      int             // of them, those whose descriptor the kernel may use: one backing file for all
-	plain    int             // open handles that read without the descriptor
+	plain    int             // open handles without the descriptor, write-only ones until they are used
 	inflight int             // changes of the bytes under way outside mu; no version is sealed meanwhile
 	changing []content.Range // of those, the bytes
 	head     int64           // bytes from the start that are written without a gap

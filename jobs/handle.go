@@ -29,9 +29,10 @@ type Handle struct{ impl handleImpl }
 type handleImpl struct {
 	f        *file
 	flags    OpenFlags
-	local    bool // told Local
-	pinned   bool // counted in file.pinned
-	fd       int  // -1: none
+	local    bool        // told Local
+	pinned   bool        // counted in file.pinned
+	fd       int         // -1: none
+	early    atomic.Bool // counted in file.plain until its first call
 	released atomic.Bool
 }
 
@@ -118,7 +119,8 @@ func (e *Engine) adopt(i catalog.Inode, v catalog.Version, l *content.File, seq 
 // out everybody gets it; while a readable handle without it is open nobody
 // does; and a first handle that writes does not, since then its stores come
 // through the engine, and a stream longer than the staging pool can
-// drop what is in the vault.
+// drop what is in the vault. A handle that only writes is in nobody's way once the
+// kernel has finished its open: replies to two opens may overtake each other.
 func (f *file) openLocked(fl OpenFlags) *Handle {
 	h := &Handle{handleImpl{f: f, flags: fl, fd: -1}}
 	f.handles++
@@ -134,8 +136,9 @@ func (f *file) openLocked(fl OpenFlags) *Handle {
 			f.fds++
 		}
 	}
-	if !h.impl.local && fl.Read {
+	if !h.impl.local {
 		f.plain++
+		h.impl.early.Store(!fl.Read)
 	}
 	return h
 }
@@ -232,11 +235,22 @@ func (h *Handle) Fd() int { return h.impl.fd }
 // Ino returns the inode number.
 func (h *Handle) Ino() uint64 { return h.impl.f.ino }
 
+// opened notes that the kernel has finished the open of a handle that only writes, for it uses it.
+func (h *Handle) opened() {
+	if h.impl.early.Load() && h.impl.early.Swap(false) {
+		f := h.impl.f
+		f.mu.Lock()
+		f.plain--
+		f.mu.Unlock()
+	}
+}
+
 // Flush reports, once, a permanent upload failure of the file. It commits nothing.
 func (h *Handle) Flush(ctx context.Context) error {
 	if !h.impl.flags.Write {
 		return nil
 	}
+	h.opened()
 	return h.impl.f.e.tellFailure(h.impl.f.ino)
 }
 
@@ -293,7 +307,7 @@ func (h *Handle) Release() {
 	}
 	if h.impl.local {
 		f.fds--
-	} else if h.impl.flags.Read {
+	} else if h.impl.flags.Read || h.impl.early.Swap(false) {
 		f.plain--
 	}
 	keep := false

@@ -15,6 +15,7 @@ import (
 // empty. It waits for staging room. Errors: content.ErrNoSpace, ErrPunched, ErrClosing and ReadAt's.
 func (h *Handle) WriteAt(ctx context.Context, c Caller, p []byte, off int64) (int, error) {
 	f := h.impl.f
+	h.opened()
 	n, err := f.writeAt(ctx, c, p, off)
 	if err == nil && h.impl.flags.Sync {
 		err = f.syncWrite(ctx)

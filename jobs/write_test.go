@@ -465,6 +465,37 @@ func TestSameContentWhileReadersHoldTheDescriptor(t *testing.T) {
 	r.expect(ino, []byte("NEW!"))
 }
 
+// The kernel may finish a later open first; an open that did not get the descriptor
+// fails with EIO then. Only a call on the handle tells that its open is over.
+func TestWriterOpenedBeforeTheDescriptorIsGivenOut(t *testing.T) {
+	r := newRig(t, nil)
+	ctx := context.Background()
+	ino := r.write("f", []byte("content"))
+	r.sync()
+	for what, call := range map[string]func(*Handle){
+		"flush":   func(h *Handle) { r.must(h.Flush(ctx)) },
+		"write":   func(h *Handle) { r.writeAll(h, []byte("c"), 0) },
+		"release": func(h *Handle) { h.Release() },
+	} {
+		writer, err := r.e.Open(ctx, someone, ino, OpenFlags{Write: true})
+		r.must(err)
+		if writer.Local() {
+			t.Fatal("a first handle that writes got the descriptor")
+		}
+		for _, want := range []bool{false, true} {
+			reader, err := r.e.Open(ctx, someone, ino, OpenFlags{Read: true})
+			r.must(err)
+			if reader.Local() != want {
+				t.Errorf("%s: local %v, want %v", what, reader.Local(), want)
+			}
+			reader.Release()
+			call(writer)
+		}
+		writer.Release()
+		r.sync()
+	}
+}
+
 func TestUnlink(t *testing.T) {
 	r := newRig(t, func(o *Options) { o.Settle = time.Hour })
 	ctx := context.Background()
