@@ -281,7 +281,7 @@ func (r *recaller) newLocked(c Caller, v catalog.Version, s span, lo, hi int64) 
 				freed, freedBytes = freed+1, freedBytes+rt.rec.Len
 			}
 		}
-		if err := r.guard.check(len(asks)-freed, bytes-freedBytes, now); err != nil {
+		if err := r.checkGuardLocked(len(asks)-freed, bytes-freedBytes, now); err != nil {
 			r.refusedLocked(c, v, err)
 			return err
 		}

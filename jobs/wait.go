@@ -57,7 +57,7 @@ func (r *recaller) admit(c Caller, f *file) error {
 		return nil
 	}
 	r.mu.Lock()
-	err := r.guard.check(1, 0, time.Now())
+	err := r.checkGuardLocked(1, 0, time.Now())
 	r.mu.Unlock()
 	if err != nil {
 		r.refused(c, v, err)
