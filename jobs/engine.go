@@ -79,7 +79,7 @@ var (
 	ErrDamaged  = errors.New("the vault's copy is damaged or gone")   // EIO
 	ErrUpload   = errors.New("upload failed for good")                // EIO, once per failure
 	ErrReadOnly = errors.New("read-only mount")                       // EROFS
-	ErrBusy     = errors.New("busy")                                  // EBUSY: vault with archives or trash
+	ErrBusy     = errors.New("busy")                                  // EBUSY: vault with archives or trash; a local copy that cannot go now
 	ErrClosing  = errors.New("casfs is shutting down")                // EIO
 	ErrStale    = fs.ErrNotExist                                      // ESTALE: inode is gone
 	ErrPending  = errors.New("still pending")                         // control verbs: exit 75

@@ -41,7 +41,7 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !keepStubs {
-		r.awaitContentLocked(f)
+		r.awaitCopyLocked(f)
 	}
 	v, local := f.ver, f.local
 	switch {
@@ -108,11 +108,13 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 	return before, nil
 }
 
-// awaitContentLocked gives an upload that is being committed a moment: the local file
-// becomes a disposable copy only when the archive's record is on stable storage. mu is released meanwhile.
-func (r *recaller) awaitContentLocked(f *file) {
+// awaitCopyLocked gives what is nearly over a moment: the local file of an upload that is being committed
+// becomes a disposable copy only when the archive's record is on stable storage, and a recall whose bytes
+// are all there still checks and records them. mu is released meanwhile.
+func (r *recaller) awaitCopyLocked(f *file) {
 	for range 200 {
-		if f.ver.V == 0 || f.ver.State != catalog.Archived || f.local == nil || f.local.Kind() == content.Content {
+		if f.ver.V == 0 || f.ver.State != catalog.Archived || f.local == nil ||
+			f.local.Kind() == content.Content && !(f.wholeLocked() && r.recalling(verKey{f.ino, f.ver.V})) {
 			return
 		}
 		f.mu.Unlock()

@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -182,7 +183,13 @@ func (e *Engine) order(ctx context.Context, c Caller, ino uint64, what, value st
 			return err
 		}
 		defer f.put()
-		return e.recall.evict(f, false, false)
+		err = e.recall.evict(f, false, false)
+		for _, why := range []error{errNotArchived, errInUseNow, errPinned, errRecalling} {
+			if errors.Is(err, why) {
+				return fmt.Errorf("%w: %w", ErrBusy, err)
+			}
+		}
+		return err
 	case "pin":
 		if value != "0" && value != "1" {
 			return fmt.Errorf("%w: pin takes 0 or 1", catalog.ErrInvalid)
