@@ -671,6 +671,7 @@ func TestStoresPastTheEngine(t *testing.T) {
 
 	// Another writer, which has no descriptor, is the last to close.
 	plain := open(OpenFlags{Write: true})
+	r.must(plain.Flush(ctx)) // its open is over
 	reader = open(OpenFlags{Read: true})
 	writer = open(OpenFlags{Read: true, Write: true})
 	if plain.Local() || !writer.Local() {
