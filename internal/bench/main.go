@@ -49,13 +49,13 @@ type section struct {
 }
 
 var sections = []section{
+	{"mount", (*bench).mountTimes},
 	{"start", (*bench).startTime},
 	{"write", (*bench).writes},
 	{"read", (*bench).reads},
 	{"small", (*bench).smallFiles},
 	{"meta", (*bench).metadata},
 	{"list", (*bench).lists},
-	{"mount", (*bench).mountTimes},
 	{"archive", (*bench).archive},
 	{"recall", (*bench).recall},
 	{"waiters", (*bench).waiters},
@@ -138,13 +138,15 @@ func run() error {
 			b.note("%s failed: %v", s.name, err)
 		}
 		fmt.Printf("   (%s took %.0f s)\n", s.name, time.Since(began).Seconds())
+		if o.out != "" {
+			// Now, and not only at the end: what was measured must not be lost with the run.
+			if err := os.WriteFile(o.out, []byte(b.report()), 0o644); err != nil {
+				return err
+			}
+		}
 	}
-	text := b.report()
-	fmt.Printf("\n%s", text)
-	if o.out == "" || failed != nil {
-		return failed
-	}
-	return os.WriteFile(o.out, []byte(text), 0o644)
+	fmt.Printf("\n%s", b.report())
+	return failed
 }
 
 // goroot is where the Go source tree is.

@@ -25,14 +25,23 @@ type contestant struct {
 
 // compare lets all do a workload in turn, round after round.
 func (b *bench) compare(name, how, unit string, less bool, all []contestant) (*result, error) {
+	return b.rounds(b.o.warm, name, how, unit, less, all)
+}
+
+// cold is compare for work that always begins with nothing in memory: no warm-up.
+func (b *bench) cold(name, how, unit string, all []contestant) (*result, error) {
+	return b.rounds(0, name, how, unit, true, all)
+}
+
+func (b *bench) rounds(warm int, name, how, unit string, less bool, all []contestant) (*result, error) {
 	r := &result{name: name, how: how, unit: unit, less: less, cells: map[string][]float64{}}
 	for _, c := range all {
 		r.peers = append(r.peers, c.name)
 	}
-	for round := -b.o.warm; round < b.o.runs; round++ {
+	for round := -warm; round < b.o.runs; round++ {
 		for i := range all {
 			// Who comes first changes, so that nobody always follows the same one.
-			c := all[(i+round+b.o.warm)%len(all)]
+			c := all[(i+round+warm)%len(all)]
 			v, err := c.run()
 			if err != nil {
 				return nil, fmt.Errorf("%s, %s: %w", name, c.name, err)
