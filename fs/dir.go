@@ -174,12 +174,28 @@ const (
 )
 
 // dirHandle streams a listing. The library calls it under a lock of its own.
+//
+// READDIRPLUS asks for each entry's attributes right after the entry. They are
+// fetched together for as many entries as the last such request took, and are good for the
+// request they were fetched in only: while it lasts the kernel changes no name in the
+// directory, and takes no attributes from it that it changed meanwhile.
 type dirHandle struct {
 	n     *dirNode
 	off   uint64       // of the last entry handed out
+	last  jobs.Entry   // that entry
 	ahead []jobs.Entry // fetched, not yet handed out
 	end   bool         // nothing after ahead
+
+	plus    context.Context // the request attrs are for; nil: entries without attributes are wanted
+	asked   bool            // last's attributes were
+	attr    jobs.Attr       // last's
+	attrs   []jobs.Attr     // ahead's
+	took    int             // entries of that request so far
+	request int             // and of the one before
 }
+
+// leastPlus is how many entries are fetched with attributes at least.
+const leastPlus = 16
 
 func (h *dirHandle) Readdirent(ctx context.Context) (*fuse.DirEntry, syscall.Errno) {
 	switch h.off {
@@ -200,6 +216,12 @@ func (h *dirHandle) Readdirent(ctx context.Context) (*fuse.DirEntry, syscall.Err
 		h.off = afterDotDot
 		return &fuse.DirEntry{Name: "..", Ino: up, Mode: unix.S_IFDIR, Off: h.off}, 0
 	}
+	if h.plus != nil && !(h.asked && h.more(ctx)) {
+		h.noPlus()
+	}
+	if h.plus != nil {
+		return h.next(), 0
+	}
 	if len(h.ahead) == 0 && !h.end {
 		c, end := begin(ctx)
 		defer end()
@@ -213,21 +235,84 @@ func (h *dirHandle) Readdirent(ctx context.Context) (*fuse.DirEntry, syscall.Err
 		// What is added from here on is found by a listing that starts again or seeks.
 		return nil, 0
 	}
-	e := h.ahead[0]
-	h.ahead = h.ahead[1:]
-	h.off = e.Cookie + afterDotDot
-	return &fuse.DirEntry{Name: e.Name, Ino: e.Ino, Mode: e.Type, Off: h.off}, 0
+	return h.next(), 0
+}
+
+// next hands out the first entry of ahead; nil at the end.
+func (h *dirHandle) next() *fuse.DirEntry {
+	if len(h.ahead) == 0 {
+		return nil
+	}
+	h.last, h.ahead, h.asked = h.ahead[0], h.ahead[1:], false
+	if h.plus != nil {
+		h.attr, h.attrs = h.attrs[0], h.attrs[1:]
+		h.took++
+	}
+	h.off = h.last.Cookie + afterDotDot
+	return &fuse.DirEntry{Name: h.last.Name, Ino: h.last.Ino, Mode: h.last.Type, Off: h.off}
+}
+
+// more makes sure that ahead holds the next entry with attributes as of this request,
+// unless there is none; false when that failed.
+func (h *dirHandle) more(ctx context.Context) bool {
+	if h.plus == ctx && len(h.ahead) > 0 {
+		return true
+	}
+	return h.fetch(ctx, h.last.Cookie)
+}
+
+// fetch fetches entries after a cookie, with attributes.
+func (h *dirHandle) fetch(ctx context.Context, after uint64) bool {
+	if h.plus != ctx {
+		h.request, h.took = h.took, 0
+	}
+	c, end := begin(ctx)
+	defer end()
+	list, attrs, err := h.n.m.engine.ReadDirPlus(c, h.n.ino(), after, max(h.request-h.took+1, leastPlus))
+	if err != nil {
+		h.noPlus()
+		return false
+	}
+	h.plus, h.ahead, h.attrs, h.end = ctx, list, attrs, false
+	return true
+}
+
+// noPlus goes back to entries without attributes.
+func (h *dirHandle) noPlus() {
+	h.plus, h.ahead, h.attrs, h.end, h.took = nil, nil, nil, false, 0
 }
 
 // Seekdir continues after the entry of offset off; 0 starts again.
 func (h *dirHandle) Seekdir(_ context.Context, off uint64) syscall.Errno {
-	h.off, h.ahead, h.end = off, nil, false
+	h.noPlus()
+	h.off, h.last, h.asked = off, jobs.Entry{}, false
+	if off >= afterDotDot {
+		h.last.Cookie = off - afterDotDot
+	}
 	return 0
 }
 
-// Lookup serves READDIRPLUS.
+// Lookup serves READDIRPLUS: it is called after the entry was handed out, or,
+// when that did not fit into the reply, in the request that follows.
 func (h *dirHandle) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
-	return h.n.Lookup(ctx, name, out)
+	if name != h.last.Name {
+		return h.n.Lookup(ctx, name, out) // the library repeats a reply that was lost
+	}
+	if h.plus != ctx {
+		// The first one of this request: begin with this entry, if it is still there.
+		if !h.fetch(ctx, h.last.Cookie-1) || len(h.ahead) == 0 || h.ahead[0].Name != name {
+			h.noPlus()
+			return h.n.Lookup(ctx, name, out)
+		}
+		h.next()
+	}
+	h.asked = true
+	if h.attr.Ino == 0 {
+		return h.n.Lookup(ctx, name, out)
+	}
+	c, end := begin(ctx)
+	defer end()
+	return h.n.entry(c, name, h.attr, out), 0
 }
 
 func (h *dirHandle) Releasedir(context.Context, uint32) {}

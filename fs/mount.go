@@ -154,7 +154,9 @@ func (m *Mount) options(o Options) *fusefs.Options {
 			MaxBackground: maxBackground,
 			SyncRead:      true,
 			DisableSplice: true, // requests of this size do not fit a pipe; the library would try and complain each time
-			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ATOMIC_O_TRUNC |
+			// Not CAP_READDIRPLUS_AUTO: find, du and rsync read all names of a directory before
+			// they stat the first, so the kernel would ask for each entry by itself.
+			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ATOMIC_O_TRUNC |
 				fuse.CAP_DIRECT_IO_ALLOW_MMAP,
 			DirectMountStrict: os.Geteuid() == 0,
 			Debug:             o.Debug,

@@ -485,6 +485,29 @@ func (e *Engine) ReadDir(ctx context.Context, dir, after uint64, limit int) ([]E
 	return list, err
 }
 
+// ReadDirPlus is ReadDir with the attributes of each entry. What it returns belongs
+// together; it must not be kept longer than the request it is for. An entry whose inode is gone has none (Ino 0).
+func (e *Engine) ReadDirPlus(ctx context.Context, dir, after uint64, limit int) ([]Entry, []Attr, error) {
+	var found []catalog.Listing
+	err := e.catalog.View(func(tx *catalog.Tx) (err error) {
+		found, err = tx.ReadDirPlus(dir, after, limit)
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	list, attrs := make([]Entry, len(found)), make([]Attr, len(found))
+	for i := range found {
+		d := &found[i]
+		list[i] = Entry{Name: d.Name, Ino: d.Ino, Type: d.Type, Cookie: d.Cookie}
+		if d.Inode.Ino != 0 {
+			attrs[i] = e.attr(d.Inode, d.Version)
+			attrs[i].Parent = dir
+		}
+	}
+	return list, attrs, nil
+}
+
 // FsyncDir makes everything done to the directory so far survive power loss.
 func (e *Engine) FsyncDir(ctx context.Context, ino uint64) error {
 	return e.catalog.Barrier(ctx, 0)

@@ -60,6 +60,15 @@ var (
 )
 
 // key1, key2 and key3 build keys of one to three numbers.
+// appendKey makes a key of numbers in b.
+func appendKey(b []byte, table byte, nums ...uint64) []byte {
+	b = append(b, table)
+	for _, n := range nums {
+		b = binary.BigEndian.AppendUint64(b, n)
+	}
+	return b
+}
+
 func key1(table byte, a uint64) []byte {
 	b := make([]byte, 9, 25)
 	b[0] = table

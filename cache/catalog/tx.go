@@ -67,7 +67,10 @@ func (tx *Tx) has(key []byte) (bool, error) {
 	return v != nil, err
 }
 
-var errView = errors.New("change in View")
+var (
+	errView   = errors.New("change in View")
+	errUpdate = errors.New("for View only")
+)
 
 func (tx *Tx) put(key, val []byte) error {
 	if tx.o == nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -531,5 +532,96 @@ func TestTooLarge(t *testing.T) {
 		if _, err := c.Update(fn); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
 		}
+	}
+}
+
+// TestReadDirPlus: what it tells is what the getters tell, in whatever order
+// names, inodes and versions were made.
+func TestReadDirPlus(t *testing.T) {
+	c, err := Open(Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var v uint64
+	_, err = c.Update(func(tx *Tx) error {
+		i, err := tx.Create(RootIno, "vault", Inode{Mode: 0o040755}, 1)
+		v = i.Ino
+		if err != nil {
+			return err
+		}
+		for n := range 300 {
+			mode := uint32(0o100644)
+			if n%7 == 0 {
+				mode = 0o040755
+			}
+			i, err := tx.Create(v, fmt.Sprintf("n%d", n), Inode{Mode: mode}, int64(n))
+			if err != nil {
+				return err
+			}
+			for range n % 20 {
+				tx.NextID() // gaps, some wider than what is passed by
+			}
+			if mode == 0o100644 && n%3 != 0 {
+				i.Version = uint64(n%4 + 1)
+				if err := tx.PutVersion(Version{Ino: i.Ino, V: i.Version, State: Archived, Size: int64(n)}); err != nil {
+					return err
+				}
+				if err := tx.PutInode(i); err != nil {
+					return err
+				}
+			}
+			if n%11 == 5 && mode == 0o100644 {
+				if _, err := tx.Link(i.Ino, v, fmt.Sprintf("link%d", n), 1); err != nil {
+					return err
+				}
+			}
+			if n%50 == 9 {
+				if _, _, err := tx.Rename(v, "n2", v, "n2", 0, 1); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = c.View(func(tx *Tx) error {
+		var after uint64
+		seen := 0
+		for {
+			list, err := tx.ReadDirPlus(v, after, 64)
+			if err != nil || len(list) == 0 {
+				if seen < 300 {
+					t.Errorf("%d entries", seen)
+				}
+				return err
+			}
+			for _, l := range list {
+				seen++
+				after = l.Cookie
+				d, err := tx.Lookup(v, l.Name)
+				if err != nil || d != l.Dirent {
+					t.Errorf("%s: %+v, looked up %+v (%v)", l.Name, l.Dirent, d, err)
+				}
+				i, err := tx.Inode(l.Ino)
+				if err != nil || !reflect.DeepEqual(i, l.Inode) {
+					t.Errorf("%s: inode %+v, not %+v (%v)", l.Name, l.Inode, i, err)
+				}
+				var ver Version
+				if i.Version != 0 {
+					if ver, err = tx.Version(i.Ino, i.Version); err != nil {
+						t.Error(err)
+					}
+				}
+				if !reflect.DeepEqual(ver, l.Version) {
+					t.Errorf("%s: version %+v, not %+v", l.Name, l.Version, ver)
+				}
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
