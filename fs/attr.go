@@ -44,8 +44,8 @@ func split(ns int64) (sec uint64, nsec uint32) {
 }
 
 // setAttr reads a SETATTR request. KillPriv is asked for by the kernel with a
-// truncation (CAP_HANDLE_KILLPRIV_V2); with a change of owner it is up to the server, except for directories.
-func setAttr(in *fuse.SetAttrIn, dir bool) jobs.SetAttr {
+// truncation (CAP_HANDLE_KILLPRIV_V2); with a change of owner it is up to the server.
+func setAttr(in *fuse.SetAttrIn) jobs.SetAttr {
 	var s jobs.SetAttr
 	if v, ok := in.GetMode(); ok {
 		s.Mode = &v
@@ -68,6 +68,6 @@ func setAttr(in *fuse.SetAttrIn, dir bool) jobs.SetAttr {
 	}
 	// A request without any field is a change of owner to what it is.
 	chown := s.UID != nil || s.GID != nil || s == (jobs.SetAttr{})
-	s.KillPriv = in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || !dir && chown
+	s.KillPriv = in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || chown
 	return s
 }

@@ -1,16 +1,16 @@
-// Package fs is the go-fuse tree: it translates system calls into calls of
-// jobs.Engine and decides nothing that outlives a call.
+// Package fs translates the kernel's requests into calls of
+// jobs.Engine and decides nothing that outlives a call. Of what the kernel has looked up
+// it keeps a count of references, and nothing else (tree.go, known.go): inode numbers are the catalog's.
 //
 // # The life of a write
 //
-// The kernel looks the name up or creates it (dir.go); the engine makes inode
+// The kernel looks the name up or creates it (tree.go, names.go); the engine makes inode
 // and name in one transaction. passthrough.go decides how the kernel does the
 // handle's I/O; write handles are direct I/O, so that each write(2) arrives as
 // requests of its own (handle.go) and goes to jobs.Handle.WriteAt, which may wait
 // for staging room or for a recall; the wait ends on a real signal only
-// (interrupt.go). FLUSH reports and commits nothing. RELEASE gives the handle back to the engine
-// after everything else has let go of the local file (bridge.go); there the
-// engine's settle clock starts.
+// (interrupt.go). FLUSH reports and commits nothing. RELEASE gives the handle back to the engine,
+// whose settle clock starts there.
 //
 // # The life of a read
 //
@@ -24,7 +24,7 @@
 // # What the kernel caches
 //
 // One mount is the only writer of its tree, so names, negative names, attributes and
-// directory listings are cached for minutes. What changes otherwise (uploads,
+// directory listings are cached for minutes, and listings always bring attributes along. What changes otherwise (uploads,
 // evictions, inventories) arrives through jobs.Observer and is invalidated
 // from a goroutine of its own (notify.go): an invalidation inside a handler, or
 // under a lock a handler takes, would deadlock with the kernel.

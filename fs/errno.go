@@ -3,11 +3,11 @@ package fs
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"path"
 	"syscall"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/casfs/casfs/cache/catalog"
@@ -16,7 +16,8 @@ import (
 	"github.com/casfs/casfs/jobs"
 )
 
-// errnos is the only table from errors to errno, searched in order.
+// errnos is the only table from errors to errno, searched in order. Every error
+// the layers below export has its row.
 var errnos = []struct {
 	err   error
 	errno syscall.Errno
@@ -43,11 +44,8 @@ var errnos = []struct {
 	{jobs.ErrGuard, syscall.EREMOTE},
 	{jobs.ErrAgain, syscall.EAGAIN},
 	{jobs.ErrTimedOut, syscall.ETIMEDOUT},
-	{jobs.ErrDamaged, syscall.EIO},
-	{jobs.ErrUpload, syscall.EIO},
 	{jobs.ErrReadOnly, syscall.EROFS},
 	{jobs.ErrBusy, syscall.EBUSY},
-	{jobs.ErrClosing, syscall.EIO},
 
 	// The service answers a system call only for mkdir and rmdir of a vault.
 	{cas.ErrNotEmpty, syscall.EBUSY},
@@ -59,7 +57,36 @@ var errnos = []struct {
 
 	{errors.ErrUnsupported, syscall.EOPNOTSUPP},
 	{context.DeadlineExceeded, syscall.ETIMEDOUT},
-	{fs.ErrNotExist, syscall.ESTALE}, // jobs.ErrStale
+
+	// Nothing a program could do about. What of the local disk lies below them may say more.
+	{jobs.ErrDamaged, syscall.EIO},
+	{jobs.ErrUpload, syscall.EIO},
+	{jobs.ErrClosing, syscall.EIO},
+	{jobs.ErrPending, syscall.EIO},
+	{catalog.ErrDamaged, syscall.EIO},
+	{catalog.ErrFormat, syscall.EIO},
+	{catalog.ErrInUse, syscall.EIO},
+	{catalog.ErrClosed, syscall.EIO},
+	{content.ErrNotExist, syscall.EIO},
+	{content.ErrWrongKind, syscall.EIO},
+	{content.ErrNotVerified, syscall.EIO},
+	{cas.ErrNotFound, syscall.EIO},
+	{cas.ErrClockSkew, syscall.EIO},
+	{cas.ErrThrottled, syscall.EIO},
+	{cas.ErrUnavailable, syscall.EIO},
+	{cas.ErrDigest, syscall.EIO},
+	{cas.ErrNotReady, syscall.EIO},
+	{cas.ErrJobFailed, syscall.EIO},
+	{cas.ErrExpired, syscall.EIO},
+	{cas.ErrTooLarge, syscall.EIO},
+	{cas.ErrEmpty, syscall.EIO},
+	{cas.ErrMismatch, syscall.EIO},
+	{cas.ErrUnknown, syscall.EIO},
+	{cas.ErrProtocol, syscall.EIO},
+	{cas.ErrUnverifiable, syscall.EIO},
+
+	// Last, for it also is what package os says of a local file that is missing.
+	{jobs.ErrStale, syscall.ESTALE},
 }
 
 // localErrnos are those of the local disk that mean the same to the program;
@@ -80,28 +107,27 @@ func errno(ctx context.Context, err error) syscall.Errno {
 		}
 		return syscall.EIO
 	}
-	for _, e := range errnos[:len(errnos)-1] {
-		if errors.Is(err, e.err) {
-			return e.errno
+	e := syscall.EIO
+	for _, row := range errnos {
+		if errors.Is(err, row.err) {
+			e = row.errno
+			break
 		}
 	}
 	var local syscall.Errno
-	if errors.As(err, &local) {
-		if e, ok := localErrnos[local]; ok {
-			return e
+	if (e == syscall.EIO || e == syscall.ESTALE) && errors.As(err, &local) {
+		e = syscall.EIO
+		if l, ok := localErrnos[local]; ok {
+			e = l
 		}
-		return syscall.EIO
 	}
-	if last := errnos[len(errnos)-1]; errors.Is(err, last.err) {
-		return last.errno
-	}
-	return syscall.EIO
+	return e
 }
 
-// fail turns the failure of op on n, or on name in the directory n, into the
+// fail turns the failure of op on ino, or on name in the directory ino, into the
 // errno to answer, and logs it. An inode that is gone, asked for by number and
 // not by name, is ESTALE: the kernel then looks the path up again.
-func (n *node) fail(c *call, op, name string, err error) syscall.Errno {
+func (m *Mount) fail(c *call, op string, ino uint64, name string, err error) fuse.Status {
 	e := errno(c, err)
 	if e == syscall.ENOENT && name == "" {
 		e = syscall.ESTALE
@@ -109,29 +135,29 @@ func (n *node) fail(c *call, op, name string, err error) syscall.Errno {
 	level := slog.LevelInfo
 	switch e {
 	case syscall.ENOENT, syscall.ENODATA, syscall.EEXIST, syscall.ENOTEMPTY, syscall.ESTALE:
-		return e // programs look for these all the time
+		return fuse.Status(e) // programs look for these all the time
 	case syscall.EINTR:
 		level = slog.LevelDebug
 	case syscall.EIO, syscall.ENOSPC, syscall.EREMOTE, syscall.EAGAIN, syscall.ETIMEDOUT, syscall.EBUSY, syscall.EACCES, syscall.EDQUOT:
 		level = slog.LevelWarn
 	}
-	if !n.m.log.Enabled(c, level) {
-		return e
+	if !m.log.Enabled(c, level) {
+		return fuse.Status(e)
 	}
 	who := c.caller()
-	n.m.log.LogAttrs(c, level, "call failed",
+	m.log.LogAttrs(c, level, "call failed",
 		slog.String("op", op),
-		slog.String("path", n.path(name)),
+		slog.String("path", m.path(ino, name)),
 		slog.String("errno", unix.ErrnoName(e)),
 		slog.String("reason", err.Error()),
 		slog.Uint64("pid", uint64(who.PID)),
 		slog.Uint64("uid", uint64(who.UID)))
-	return e
+	return fuse.Status(e)
 }
 
-// path returns the last known path of the node, or of name in it, for people.
-func (n *node) path(name string) string {
-	return path.Join(n.m.dir, n.Path(nil), name)
+// path returns a path of the inode, or of name in it, for people.
+func (m *Mount) path(ino uint64, name string) string {
+	return path.Join(m.dir, m.engine.Path(ino), name)
 }
 
 // maxName is what every name in the tree is limited to; the kernel lets names

@@ -1,19 +1,14 @@
 package fs
 
 import (
-	"context"
 	"sync"
-	"syscall"
 
-	fusefs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/jobs"
 )
-
-// fileNode is a regular file.
-type fileNode struct{ node }
 
 // openFlags translates open(2)'s flags. Creating and truncating are decided by
 // the request; O_APPEND's offsets come from the kernel. O_NONBLOCK means nothing, as on
@@ -31,16 +26,32 @@ func openFlags(flags uint32) jobs.OpenFlags {
 	}
 }
 
-func (n *fileNode) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
-	c, end := begin(ctx)
-	defer end()
-	f := openFlags(flags)
-	h, err := n.m.engine.Open(c, c.caller(), n.ino(), f)
+func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	c := begin(&in.InHeader, cancel)
+	defer c.finish()
+	ino, f := t.ino(in.NodeId), openFlags(in.Flags)
+	h, err := t.m.engine.Open(c, c.caller(), ino, f)
 	if err != nil {
-		return nil, 0, n.fail(c, "open", "", err)
+		return t.m.fail(c, "open", ino, "", err)
 	}
-	fh, fuseFlags := n.m.handle(c, &n.node, h, f)
-	return fh, fuseFlags, 0
+	t.opened(ino, h, f, out)
+	return fuse.OK
+}
+
+// opened answers with a new handle.
+func (t *tree) opened(ino uint64, h *jobs.Handle, f jobs.OpenFlags, out *fuse.OpenOut) {
+	fh := &fileHandle{ino: ino, h: h, flags: f}
+	*out = fuse.OpenOut{}
+	fh.backing, out.OpenFlags = t.m.way(ino, h, f)
+	out.BackingID = fh.backing
+	out.Fh = t.files.add(fh)
+}
+
+// Release gives the handle back to the engine: the kernel does not use it any more.
+func (t *tree) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if fh := t.files.take(in.Fh); fh != nil {
+		t.m.finish(fh)
+	}
 }
 
 // copyLimit bounds what one COPY_FILE_RANGE request moves, so that a request
@@ -51,34 +62,34 @@ var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 1<<20); return &
 
 // CopyFileRange copies inside the daemon. Without it the kernel would copy
 // through a pipe, 64 KiB and two requests at a time.
-func (n *fileNode) CopyFileRange(ctx context.Context, fhIn fusefs.FileHandle, offIn uint64, out *fusefs.Inode, fhOut fusefs.FileHandle, offOut, length, flags uint64) (uint32, syscall.Errno) {
-	c, end := begin(ctx)
-	defer end()
-	from, ok1 := fhIn.(*fileHandle)
-	to, ok2 := fhOut.(*fileHandle)
-	if !ok1 || !ok2 || flags != 0 {
-		return 0, n.fail(c, "copy_file_range", "", catalog.ErrInvalid)
+func (t *tree) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	c := begin(&in.InHeader, cancel)
+	defer c.finish()
+	ino := t.ino(in.NodeId)
+	from, to := t.files.get(in.FhIn), t.files.get(in.FhOut)
+	if from == nil || to == nil || in.Flags != 0 {
+		return 0, t.m.fail(c, "copy_file_range", ino, "", catalog.ErrInvalid)
 	}
 	bp := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(bp)
-	length = min(length, copyLimit)
+	length := min(in.Len, copyLimit)
 	var done uint64
 	for done < length {
 		buf := (*bp)[:min(length-done, uint64(len(*bp)))]
-		nr, err := from.h.ReadAt(c, c.caller(), buf, int64(offIn+done))
-		if err == nil && nr > 0 {
-			nr, err = to.h.WriteAt(c, c.caller(), buf[:nr], int64(offOut+done))
+		n, err := from.h.ReadAt(c, c.caller(), buf, int64(in.OffIn+done))
+		if err == nil && n > 0 {
+			n, err = to.h.WriteAt(c, c.caller(), buf[:n], int64(in.OffOut+done))
 		}
 		if err != nil {
 			if done > 0 {
 				break // the next request meets the error again and reports it
 			}
-			return 0, n.fail(c, "copy_file_range", "", err)
+			return 0, t.m.fail(c, "copy_file_range", ino, "", err)
 		}
-		done += uint64(nr)
-		if nr < len(buf) {
+		done += uint64(n)
+		if n < len(buf) {
 			break
 		}
 	}
-	return uint32(done), 0
+	return uint32(done), fuse.OK
 }

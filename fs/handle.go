@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"context"
 	"errors"
 	"io"
 	"syscall"
@@ -15,26 +14,15 @@ import (
 
 // fileHandle is an open regular file.
 type fileHandle struct {
-	n       *node
+	ino     uint64
 	h       *jobs.Handle
 	flags   jobs.OpenFlags
 	backing int32 // the kernel's number of the local file it uses itself; 0: none
 }
 
-// handle wraps an engine handle for the request c, whose reply bridge completes.
-func (m *Mount) handle(c *call, n *node, h *jobs.Handle, f jobs.OpenFlags) (*fileHandle, uint32) {
-	fh := &fileHandle{n: n, h: h, flags: f}
-	var flags uint32
-	fh.backing, flags = m.way(n.ino(), h, f)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.opening[c.fc.Done()] = fh // the one thing that request and context share
-	return fh, flags
-}
-
 // finish gives the handle back once neither kernel nor library use it.
 func (m *Mount) finish(fh *fileHandle) {
-	ino := fh.n.ino()
+	ino := fh.ino
 	m.unway(ino, fh)
 	mapped := fh.backing != 0 && fh.flags.Write
 	if mapped {
@@ -59,73 +47,94 @@ func (m *Mount) freshened(ino uint64) {
 	}
 }
 
-func (h *fileHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	c, end := begin(ctx)
-	defer end()
-	n, err := h.h.ReadAt(c, c.caller(), dest, off)
-	if err != nil && !errors.Is(err, io.EOF) {
-		if n > 0 {
-			// What is there is good; the next read meets the error again.
-			return fuse.ReadResultData(dest[:n]), 0
-		}
-		return nil, h.n.fail(c, "read", "", err)
-	}
-	return fuse.ReadResultData(dest[:n]), 0
+// request begins a call on an open file; the handle is nil for a number that is not open.
+func (t *tree) request(cancel <-chan struct{}, in *fuse.InHeader, n uint64) (*call, *fileHandle) {
+	return begin(in, cancel), t.files.get(n)
 }
 
-func (h *fileHandle) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
-	c, end := begin(ctx)
-	defer end()
-	n, err := h.h.WriteAt(c, c.caller(), data, off)
-	if err != nil && n == 0 {
-		return 0, h.n.fail(c, "write", "", err)
+func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, dest []byte) (fuse.ReadResult, fuse.Status) {
+	c, fh := t.request(cancel, &in.InHeader, in.Fh)
+	defer c.finish()
+	if fh == nil {
+		return nil, fuse.EBADF
 	}
-	return uint32(n), 0
+	n, err := fh.h.ReadAt(c, c.caller(), dest, int64(in.Offset))
+	// What is there is good; the next read meets the error again.
+	if err != nil && n == 0 && !errors.Is(err, io.EOF) {
+		return nil, t.m.fail(c, "read", fh.ino, "", err)
+	}
+	return fuse.ReadResultData(dest[:n]), fuse.OK
+}
+
+func (t *tree) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	c, fh := t.request(cancel, &in.InHeader, in.Fh)
+	defer c.finish()
+	if fh == nil {
+		return 0, fuse.EBADF
+	}
+	n, err := fh.h.WriteAt(c, c.caller(), data, int64(in.Offset))
+	if err != nil && n == 0 {
+		return 0, t.m.fail(c, "write", fh.ino, "", err)
+	}
+	return uint32(n), fuse.OK
 }
 
 // Flush is close(2) of one descriptor: it reports what is known already and
 // commits nothing, for it comes early, often, and cancelled when the writer was killed.
-func (h *fileHandle) Flush(ctx context.Context) syscall.Errno {
-	c, end := begin(ctx)
-	defer end()
-	if err := h.h.Flush(c); err != nil {
-		return h.n.fail(c, "close", "", err)
+func (t *tree) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	c, fh := t.request(cancel, &in.InHeader, in.Fh)
+	defer c.finish()
+	if fh == nil {
+		return fuse.EBADF
 	}
-	return 0
+	if err := fh.h.Flush(c); err != nil {
+		return t.m.fail(c, "close", fh.ino, "", err)
+	}
+	return fuse.OK
 }
 
-func (h *fileHandle) Fsync(ctx context.Context, flags uint32) syscall.Errno {
-	c, end := begin(ctx)
-	defer end()
+func (t *tree) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	c, fh := t.request(cancel, &in.InHeader, in.Fh)
+	defer c.finish()
+	if fh == nil {
+		return fuse.EBADF
+	}
 	const datasync = 1
-	if err := h.h.Fsync(c, flags&datasync != 0); err != nil {
-		return h.n.fail(c, "fsync", "", err)
+	if err := fh.h.Fsync(c, in.FsyncFlags&datasync != 0); err != nil {
+		return t.m.fail(c, "fsync", fh.ino, "", err)
 	}
-	return 0
+	return fuse.OK
 }
 
-func (h *fileHandle) Allocate(ctx context.Context, off, size uint64, mode uint32) syscall.Errno {
-	c, end := begin(ctx)
-	defer end()
-	if err := h.h.Allocate(c, c.caller(), mode, int64(off), int64(size)); err != nil {
-		return h.n.fail(c, "fallocate", "", err)
+func (t *tree) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	c, fh := t.request(cancel, &in.InHeader, in.Fh)
+	defer c.finish()
+	if fh == nil {
+		return fuse.EBADF
 	}
-	return 0
+	if err := fh.h.Allocate(c, c.caller(), in.Mode, int64(in.Offset), int64(in.Length)); err != nil {
+		return t.m.fail(c, "fallocate", fh.ino, "", err)
+	}
+	return fuse.OK
 }
 
 // Lseek answers SEEK_DATA and SEEK_HOLE; the kernel does the others itself.
-func (h *fileHandle) Lseek(ctx context.Context, off uint64, whence uint32) (uint64, syscall.Errno) {
-	c, end := begin(ctx)
-	defer end()
-	if whence != unix.SEEK_DATA && whence != unix.SEEK_HOLE {
-		return 0, h.n.fail(c, "lseek", "", catalog.ErrInvalid)
+func (t *tree) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	c, fh := t.request(cancel, &in.InHeader, in.Fh)
+	defer c.finish()
+	if fh == nil {
+		return fuse.EBADF
 	}
-	pos, err := h.h.Seek(c, int64(off), int(whence))
+	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
+		return t.m.fail(c, "lseek", fh.ino, "", catalog.ErrInvalid)
+	}
+	pos, err := fh.h.Seek(c, int64(in.Offset), int(in.Whence))
 	if errors.Is(err, io.EOF) {
-		return 0, syscall.ENXIO
+		return fuse.Status(syscall.ENXIO)
 	}
 	if err != nil {
-		return 0, h.n.fail(c, "lseek", "", err)
+		return t.m.fail(c, "lseek", fh.ino, "", err)
 	}
-	return uint64(pos), 0
+	out.Offset = uint64(pos)
+	return fuse.OK
 }

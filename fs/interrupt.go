@@ -22,20 +22,16 @@ import (
 //
 // Nothing is started until someone asks for Done: most calls never wait.
 type call struct {
-	fc   context.Context // the request's
-	pid  uint32          // the calling thread; 0 when it cannot be seen
-	once sync.Once
-	done chan struct{} // what waiters see
-	end  chan struct{} // closed when the handler returns
+	who       fuse.Caller     // Pid is the calling thread's; 0 when it cannot be seen
+	cancelled <-chan struct{} // closed when the request is interrupted
+	once      sync.Once
+	done      chan struct{} // what waiters see
+	end       chan struct{} // closed when the handler returns
 }
 
-// begin wraps a handler's context. end must be called when the handler returns.
-func begin(ctx context.Context) (c *call, end func()) {
-	c = &call{fc: ctx}
-	if who, ok := fuse.FromContext(ctx); ok {
-		c.pid = who.Pid
-	}
-	return c, c.finish
+// begin makes the context of a request. finish must be called when the handler returns.
+func begin(in *fuse.InHeader, cancel <-chan struct{}) *call {
+	return &call{who: in.Caller, cancelled: cancel}
 }
 
 func (c *call) finish() {
@@ -48,15 +44,11 @@ func (c *call) finish() {
 
 // caller returns who makes the call.
 func (c *call) caller() jobs.Caller {
-	who, ok := fuse.FromContext(c.fc)
-	if !ok {
-		return jobs.Caller{}
-	}
-	return jobs.Caller{UID: who.Uid, GID: who.Gid, PID: who.Pid}
+	return jobs.Caller{UID: c.who.Uid, GID: c.who.Gid, PID: c.who.Pid}
 }
 
 func (c *call) Deadline() (time.Time, bool) { return time.Time{}, false }
-func (c *call) Value(key any) any           { return c.fc.Value(key) }
+func (c *call) Value(any) any               { return nil }
 
 func (c *call) Done() <-chan struct{} {
 	c.once.Do(func() {
@@ -69,7 +61,7 @@ func (c *call) Done() <-chan struct{} {
 
 func (c *call) Err() error {
 	select {
-	case <-c.fc.Done():
+	case <-c.cancelled:
 	default:
 		return nil
 	}
@@ -89,9 +81,9 @@ func (c *call) watch() {
 	select {
 	case <-c.end:
 		return
-	case <-c.fc.Done():
+	case <-c.cancelled:
 	}
-	for onlySIGURG(c.pid) {
+	for onlySIGURG(c.who.Pid) {
 		t := time.NewTimer(signalPoll)
 		select {
 		case <-c.end:

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"syscall"
 
-	fusefs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -52,10 +51,7 @@ type Mount struct {
 	refusal     syscall.Errno // why not
 	through     bool          // the kernel has taken a file
 	ways        map[uint64]ways
-	opening     map[<-chan struct{}]*fileHandle // by the cancel channel of the request that opens it
-	handles     map[uint64]*fileHandle          // by the kernel's number
-	stale       map[uint64]int                  // inodes whose pages the kernel is being told to drop
-	held        map[*removed]struct{}
+	stale       map[uint64]int // inodes whose pages the kernel is being told to drop
 }
 
 const (
@@ -90,16 +86,11 @@ func New(e *jobs.Engine, o Options) (*Mount, error) {
 		asked:   o.Passthrough,
 		served:  make(chan struct{}),
 		ways:    make(map[uint64]ways),
-		opening: make(map[<-chan struct{}]*fileHandle),
-		handles: make(map[uint64]*fileHandle),
 		stale:   make(map[uint64]int),
-		held:    make(map[*removed]struct{}),
 	}
 	m.notify = newNotifier(m)
 
-	opts := m.options(o)
-	tree := fusefs.NewNodeFS(&dirNode{node{m: m}}, opts)
-	m.server, err = fuse.NewServer(&bridge{tree, m}, dir, &opts.MountOptions)
+	m.server, err = fuse.NewServer(newTree(m), dir, m.options(o))
 	if err != nil {
 		return nil, explain(dir, err)
 	}
@@ -132,39 +123,26 @@ func New(e *jobs.Engine, o Options) (*Mount, error) {
 // cached reads that wait must be interruptible (SyncRead), must not use up the
 // slots of others (MaxBackground), and every write must not be preceded by a question for
 // security.capability (KILLPRIV_V2).
-func (m *Mount) options(o Options) *fusefs.Options {
-	timeout := cacheFor
-	logger := log.New(kernelLog{m.log}, "", 0)
-	opts := &fusefs.Options{
-		EntryTimeout:    &timeout,
-		AttrTimeout:     &timeout,
-		NegativeTimeout: &timeout,
-		NullPermissions: true,
-		RootStableAttr:  &fusefs.StableAttr{Ino: m.rootIno, Gen: 1},
-		// The kernel's number for an inode is the catalog's, so that changes are
-		// told without a table of what the kernel knows.
-		ExternalNodeID: true,
-		Logger:         logger,
-		MountOptions: fuse.MountOptions{
-			FsName:        o.FSName,
-			Name:          subtype,
-			AllowOther:    o.AllowOther,
-			Options:       []string{"default_permissions"},
-			MaxWrite:      maxWrite,
-			MaxBackground: maxBackground,
-			SyncRead:      true,
-			DisableSplice: true, // requests of this size do not fit a pipe; the library would try and complain each time
-			// Not CAP_READDIRPLUS_AUTO: find, du and rsync read all names of a directory before
-			// they stat the first, so the kernel would ask for each entry by itself.
-			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ATOMIC_O_TRUNC |
-				fuse.CAP_DIRECT_IO_ALLOW_MMAP,
-			DirectMountStrict: os.Geteuid() == 0,
-			Debug:             o.Debug,
-			Logger:            logger,
-			PanicHandler: func(v any) fuse.Status {
-				m.log.Error("bug: panic in a system call", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-				return fuse.EIO
-			},
+func (m *Mount) options(o Options) *fuse.MountOptions {
+	opts := &fuse.MountOptions{
+		FsName:        o.FSName,
+		Name:          subtype,
+		AllowOther:    o.AllowOther,
+		Options:       []string{"default_permissions"},
+		MaxWrite:      maxWrite,
+		MaxBackground: maxBackground,
+		SyncRead:      true,
+		DisableSplice: true, // requests of this size do not fit a pipe; the library would try and complain each time
+		// Not CAP_READDIRPLUS_AUTO: find, du and rsync read all names of a directory before
+		// they stat the first, so the kernel would ask for each entry by itself.
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ATOMIC_O_TRUNC |
+			fuse.CAP_DIRECT_IO_ALLOW_MMAP,
+		DirectMountStrict: os.Geteuid() == 0,
+		Debug:             o.Debug,
+		Logger:            log.New(kernelLog{m.log}, "", 0),
+		PanicHandler: func(v any) fuse.Status {
+			m.log.Error("bug: panic in a system call", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			return fuse.EIO
 		},
 	}
 	if o.MaxBackground > 0 {

@@ -362,9 +362,20 @@ func TestXattrs(t *testing.T) {
 		t.Error(err)
 	}
 	eventually(t, "recalled", func() bool { return x.attr(p, "user.cas.state") == "resident" })
-	if err := unix.Setxattr(p, "user.cas.evict", []byte("1"), 0); err != nil {
-		t.Error(err)
+	evict := func() error { return unix.Setxattr(p, "user.cas.evict", []byte("1"), 0) }
+	f, err := os.Open(p)
+	if err != nil {
+		t.Fatal(err)
 	}
+	wantErrno(t, "evict of an open file", evict(), unix.EBUSY)
+	f.Close()
+	eventually(t, "nothing holds it", func() bool {
+		err := evict()
+		if err != nil && !errors.Is(err, unix.EBUSY) {
+			t.Fatalf("evict: %v", err)
+		}
+		return err == nil
+	})
 	if got := x.attr(p, "user.cas.state"); got != "cold" {
 		t.Errorf("state %q after user.cas.evict, want cold", got)
 	}

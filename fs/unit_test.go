@@ -1,11 +1,17 @@
 package fs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,6 +22,7 @@ import (
 
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cache/content"
+	"github.com/casfs/casfs/cas"
 	"github.com/casfs/casfs/jobs"
 )
 
@@ -88,8 +95,8 @@ func TestCall(t *testing.T) {
 	syscall.Kill(pid, syscall.SIGURG)
 
 	cancel := make(chan struct{})
-	c, end := begin(&fuse.Context{Caller: fuse.Caller{Pid: uint32(pid)}, Cancel: cancel})
-	defer end()
+	c := begin(&fuse.InHeader{Caller: fuse.Caller{Pid: uint32(pid)}}, cancel)
+	defer c.finish()
 	if c.Err() != nil {
 		t.Error("Err before the interrupt")
 	}
@@ -136,6 +143,9 @@ func TestErrno(t *testing.T) {
 		{nil, jobs.ErrReadOnly, syscall.EROFS},
 		{nil, errors.ErrUnsupported, syscall.EOPNOTSUPP},
 		{nil, errors.New("something new"), syscall.EIO},
+		{nil, content.ErrWrongKind, syscall.EIO},
+		{nil, fmt.Errorf("%w: %w", catalog.ErrDamaged, &fs.PathError{Op: "fsync", Path: "journal/1", Err: syscall.ENOSPC}), syscall.ENOSPC},
+		{nil, fmt.Errorf("%w: %w", cas.ErrUnavailable, syscall.ECONNREFUSED), syscall.EIO},
 		// The local disk's own errors: the program must not take a lost staging file for its own ENOENT.
 		{nil, &fs.PathError{Op: "open", Path: "staging/1", Err: syscall.ENOENT}, syscall.EIO},
 		{nil, &fs.PathError{Op: "write", Path: "staging/1", Err: syscall.ENOSPC}, syscall.ENOSPC},
@@ -150,6 +160,50 @@ func TestErrno(t *testing.T) {
 		}
 		if got := errno(ctx, tt.err); got != tt.want {
 			t.Errorf("errno(%v) = %v, want %v", tt.err, got, tt.want)
+		}
+	}
+}
+
+// TestErrnoTable: every error that a layer below exports is in the table, so that who adds one decides what programs see.
+func TestErrnoTable(t *testing.T) {
+	src, err := os.ReadFile("errno.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pkg, dir := range map[string]string{"catalog": "../cache/catalog", "content": "../cache/content", "cas": "../cas", "jobs": "../jobs"} {
+		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, name := range files {
+			if strings.HasSuffix(name, "_test.go") {
+				continue
+			}
+			f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range f.Decls {
+				g, ok := d.(*ast.GenDecl)
+				if !ok || g.Tok != token.VAR {
+					continue
+				}
+				for _, s := range g.Specs {
+					for _, id := range s.(*ast.ValueSpec).Names {
+						if !strings.HasPrefix(id.Name, "Err") {
+							continue
+						}
+						n++
+						if !bytes.Contains(src, []byte("\t{"+pkg+"."+id.Name+", syscall.")) {
+							t.Errorf("%s.%s has no errno", pkg, id.Name)
+						}
+					}
+				}
+			}
+		}
+		if n == 0 {
+			t.Errorf("no errors found in %s", dir)
 		}
 	}
 }
@@ -204,7 +258,7 @@ func TestSetAttr(t *testing.T) {
 	in.Valid = fuse.FATTR_SIZE | fuse.FATTR_MTIME | fuse.FATTR_ATIME | fuse.FATTR_ATIME_NOW | fuse.FATTR_KILL_SUIDGID
 	in.Size, in.Mtime, in.Mtimensec = 7, 3, 5
 	before := time.Now()
-	s := setAttr(in, false)
+	s := setAttr(in)
 	if s.Mode != nil || s.UID != nil || s.GID != nil {
 		t.Error("fields nobody asked for are set")
 	}
@@ -217,11 +271,8 @@ func TestSetAttr(t *testing.T) {
 
 	in = &fuse.SetAttrIn{}
 	in.Valid, in.Uid = fuse.FATTR_UID, 1
-	if s := setAttr(in, false); !s.KillPriv {
+	if s := setAttr(in); !s.KillPriv {
 		t.Error("a new owner of a file must clear setuid and setgid")
-	}
-	if s := setAttr(in, true); s.KillPriv {
-		t.Error("a new owner of a directory must not")
 	}
 }
 

@@ -1,10 +1,10 @@
 package fs
 
 import (
-	"context"
 	"strings"
 	"syscall"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/casfs/casfs/cache/catalog"
@@ -24,87 +24,93 @@ func stored(name string) bool {
 	return strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "trusted.")
 }
 
-func (n *node) Getxattr(ctx context.Context, name string, dest []byte) (uint32, syscall.Errno) {
+const notStored = fuse.Status(syscall.EOPNOTSUPP)
+
+func (t *tree) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
 	if !stored(name) {
-		return 0, syscall.EOPNOTSUPP
+		return 0, notStored
 	}
-	c, end := begin(ctx)
-	defer end()
+	c := begin(in, cancel)
+	defer c.finish()
+	ino := t.ino(in.NodeId)
 	var value []byte
 	var err error
 	if name == controlAttr {
-		value = []byte(n.m.control)
+		value = []byte(t.m.control)
 		if len(value) == 0 {
 			err = catalog.ErrNoAttr
 		}
 	} else {
-		value, err = n.m.engine.Getxattr(c, n.ino(), name)
+		value, err = t.m.engine.Getxattr(c, ino, name)
 	}
 	if err != nil {
-		return 0, n.fail(c, "getxattr "+name, "", err)
+		return 0, t.m.fail(c, "getxattr "+name, ino, "", err)
 	}
 	return copyOut(dest, value)
 }
 
-func (n *node) Setxattr(ctx context.Context, name string, value []byte, flags uint32) syscall.Errno {
-	c, end := begin(ctx)
-	defer end()
+func (t *tree) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
+	c := begin(&in.InHeader, cancel)
+	defer c.finish()
+	ino := t.ino(in.NodeId)
 	var err error
 	switch {
 	case name == controlAttr:
 		err = catalog.ErrPerm
 	case len(value) > maxXattr:
-		return syscall.E2BIG
+		return fuse.Status(syscall.E2BIG)
 	case !stored(name):
-		return syscall.EOPNOTSUPP // cp -p and others try for every file: no log line
+		return notStored // cp -p and others try for every file: no log line
 	default:
-		create, replace := flags&unix.XATTR_CREATE != 0, flags&unix.XATTR_REPLACE != 0
+		create, replace := in.Flags&unix.XATTR_CREATE != 0, in.Flags&unix.XATTR_REPLACE != 0
 		// The request's memory is used again after the call.
-		err = n.m.engine.Setxattr(c, c.caller(), n.ino(), name, append([]byte(nil), value...), create, replace)
+		err = t.m.engine.Setxattr(c, c.caller(), ino, name, append([]byte(nil), value...), create, replace)
 	}
 	if err != nil {
-		return n.fail(c, "setxattr "+name, "", err)
+		return t.m.fail(c, "setxattr "+name, ino, "", err)
 	}
-	return 0
+	return fuse.OK
 }
 
-func (n *node) Removexattr(ctx context.Context, name string) syscall.Errno {
+func (t *tree) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	if !stored(name) {
-		return syscall.EOPNOTSUPP
+		return notStored
 	}
-	c, end := begin(ctx)
-	defer end()
+	c := begin(in, cancel)
+	defer c.finish()
+	ino := t.ino(in.NodeId)
 	err := catalog.ErrPerm
 	if name != controlAttr {
-		err = n.m.engine.Removexattr(c, n.ino(), name)
+		err = t.m.engine.Removexattr(c, ino, name)
 	}
 	if err != nil {
-		return n.fail(c, "removexattr "+name, "", err)
+		return t.m.fail(c, "removexattr "+name, ino, "", err)
 	}
-	return 0
+	return fuse.OK
 }
 
-func (n *node) Listxattr(ctx context.Context, dest []byte) (uint32, syscall.Errno) {
-	c, end := begin(ctx)
-	defer end()
-	names, err := n.m.engine.Listxattr(c, n.ino())
+func (t *tree) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	c := begin(in, cancel)
+	defer c.finish()
+	ino := t.ino(in.NodeId)
+	names, err := t.m.engine.Listxattr(c, ino)
 	if err != nil {
-		return 0, n.fail(c, "listxattr", "", err)
+		return 0, t.m.fail(c, "listxattr", ino, "", err)
 	}
 	var list []byte
 	for _, name := range names {
 		list = append(append(list, name...), 0)
 	}
 	if len(list) > maxXattr {
-		return 0, syscall.E2BIG
+		return 0, fuse.Status(syscall.E2BIG)
 	}
 	return copyOut(dest, list)
 }
 
 // copyOut answers a query: with a dest too small for value, its size and ERANGE.
-func copyOut(dest, value []byte) (uint32, syscall.Errno) {
+func copyOut(dest, value []byte) (uint32, fuse.Status) {
 	if len(dest) < len(value) {
-		return uint32(len(value)), syscall.ERANGE
+		return uint32(len(value)), fuse.ERANGE
 	}
-	return uint32(copy(dest, value)), 0
+	return uint32(copy(dest, value)), fuse.OK
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -398,6 +399,19 @@ func (e *Engine) path(ino uint64) string {
 		return fmt.Sprintf("inode %d", ino)
 	}
 	return "/" + p
+}
+
+// Path returns one path of an inode below the mount's root, for people; its number when it has none.
+func (e *Engine) Path(ino uint64) string {
+	p := e.path(ino)
+	if e.opts.Vault == "" {
+		return p
+	}
+	// A vault's tree is the root.
+	if rest, ok := strings.CutPrefix(p, "/"+e.opts.Vault); ok && (rest == "" || rest[0] == '/') {
+		return rest
+	}
+	return p
 }
 
 // sleep waits for d or until ctx ends.

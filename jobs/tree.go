@@ -29,7 +29,7 @@ type SetAttr struct {
 	Mode, UID, GID *uint32
 	Size           *int64
 	Atime, Mtime   *time.Time
-	KillPriv       bool // clear setuid/setgid as a write would
+	KillPriv       bool // clear setuid/setgid as a write would; directories keep them
 }
 
 // Entry is one name of a directory listing.
@@ -131,6 +131,16 @@ func (e *Engine) Lookup(ctx context.Context, parent uint64, name string) (Attr, 
 	a := e.attr(i, v)
 	a.Parent = parent
 	return a, nil
+}
+
+// Find is Lookup of what the directory alone knows. Errors: catalog.ErrNotExist, catalog.ErrNotDir.
+func (e *Engine) Find(ctx context.Context, parent uint64, name string) (Entry, error) {
+	var d catalog.Dirent
+	err := e.catalog.View(func(tx *catalog.Tx) (err error) {
+		d, err = tx.Lookup(parent, name)
+		return err
+	})
+	return Entry{Name: d.Name, Ino: d.Ino, Type: d.Type, Cookie: d.Cookie}, err
 }
 
 // Getattr returns attributes. Errors: catalog.ErrNotExist.
@@ -251,7 +261,7 @@ func (s SetAttr) changes() bool {
 // apply changes everything but the size, and reports whether mode or owner are others now.
 func (s SetAttr) apply(i *catalog.Inode, now time.Time) bool {
 	old := *i
-	if s.KillPriv {
+	if s.KillPriv && i.Mode&syscall.S_IFMT != syscall.S_IFDIR {
 		i.Mode &^= syscall.S_ISUID
 		if i.Mode&syscall.S_IXGRP != 0 {
 			i.Mode &^= syscall.S_ISGID

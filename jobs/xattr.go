@@ -124,7 +124,7 @@ func (e *Engine) casAttr(ctx context.Context, ino uint64, what string) (string, 
 }
 
 // Setxattr stores a user's attribute. user.cas.recall, .evict and .pin act instead (recall is queued,
-// not waited for). Errors: catalog.ErrNoAttr, ErrExist, ErrPerm.
+// not waited for). Errors: catalog.ErrNoAttr, ErrExist, ErrPerm; ErrBusy when evict finds a reason to keep the local copy.
 func (e *Engine) Setxattr(ctx context.Context, c Caller, ino uint64, name string, value []byte, create, replace bool) error {
 	if what, ok := strings.CutPrefix(name, casPrefix); ok {
 		return e.failed("setxattr", ino, name, e.order(ctx, c, ino, what, strings.TrimSpace(string(value))))
