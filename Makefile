@@ -18,6 +18,8 @@ FUZZTIME ?= 1m
 VERSION  ?= $(shell git describe --tags --exact-match 2>/dev/null)
 LDFLAGS  := $(if $(VERSION),-X github.com/casfs/casfs/internal/cli/version.release=$(VERSION))
 PACKAGES ?= ./...
+# Packages tested at a time: tests wait for disks, mounts and programs more than they compute.
+TESTS    ?= 4
 
 .PHONY: build demo test check install uninstall bench crash model test-big fuzz tools clean
 .DEFAULT_GOAL := build
@@ -29,7 +31,7 @@ demo: build
 	@testdata/demo bin/casfs
 
 test: tools
-	$(GO) test -race -timeout 20m $(PACKAGES)
+	$(GO) test -race -p $(TESTS) -timeout 30m $(PACKAGES)
 
 check:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted (run gofmt -w):"; echo "$$unformatted"; exit 1; }
