@@ -24,6 +24,7 @@ var ours = map[string][]string{
 	"internal/bench":       {"cache/catalog"}, // fills catalogs of a million entries directly
 	"fs/internal/loopback": {},
 	"internal/e2e":         {}, // tests only
+	"internal/crash":       {}, // tests only
 	"fs":                   {"jobs", "cas", "cache/catalog", "cache/content"},
 	"jobs":                 {"cas", "cache", "cache/catalog", "cache/content"},
 	"cache":                {},

@@ -222,6 +222,7 @@ func Open(o Options) (*Engine, error) {
 		syncs:     map[*syncJob]struct{}{},
 		unflushed: map[*file]struct{}{},
 		flushWake: make(chan struct{}, 1),
+		failpoint: crashPoint(),
 	}
 	e.settle = newSettler()
 	e.up = newUploader(e)
