@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/casfs/casfs/internal/cli/version"
 )
 
 // app is one run of the program.
@@ -63,8 +65,9 @@ func (a *app) onExit(fn func()) { a.closers = append(a.closers, fn) }
 func (a *app) root() *cobra.Command {
 	cobra.EnableCommandSorting = false // the order below is the order of importance
 	root := &cobra.Command{
-		Use:   "casfs",
-		Short: "mount cold-archive vaults as directories",
+		Use:     "casfs",
+		Version: version.Version(),
+		Short:   "mount cold-archive vaults as directories",
 		Long: `casfs mounts archive vaults (Tencent CAS, a Glacier-like service) as ordinary
 directories. What is written there becomes archives in the background; reading
 a file whose bytes are only in the vault starts a retrieval and waits for it.
@@ -85,7 +88,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 75 not finished yet
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				msg := fmt.Sprintf("unknown verb %q", args[0])
-				if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				// Anything short is near to something.
+				if near := cmd.SuggestionsFor(args[0]); len(near) > 0 && len(args[0]) > 3 {
 					msg += "; did you mean " + strings.Join(near, " or ") + "?"
 				}
 				return usagef("%s", msg)
@@ -94,6 +98,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 75 not finished yet
 		},
 	}
 	root.SuggestionsMinimumDistance = 2
+	root.SetVersionTemplate("casfs {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%s", unshield(err.Error()))
 	})

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -29,12 +31,13 @@ func TestBadUsage(t *testing.T) {
 	}{
 		{"frobnicate", 2, `unknown verb "frobnicate"`},
 		{"statsu", 2, "did you mean status"},
+		{"foo", 2, `unknown verb "foo"`},
 		{"--frobnicate", 2, "unknown flag: --frobnicate"},
 		{"vault", 2, "a verb is missing: list, create"},
 		{"vault|frob", 2, `there is no verb "frob"`},
 		{"vault|create", 2, "missing VAULT (usage: casfs vault create VAULT)"},
 		{"vault|create|a|b", 2, `too many arguments: "b"`},
-		{"vault|create|a/b|" + local, 2, "only A-Z a-z 0-9"},
+		{"vault|create|a/b|" + local, 2, `vault name "a/b": only A-Z a-z 0-9`},
 		{"vault|create|cas://|" + local, 2, "1 to 255 characters"},
 		{"vault|list|--limit|0|" + local, 2, "--limit is between 1 and 1000"},
 		{"vault|list|--limit|x|" + local, 2, "--limit"},
@@ -48,7 +51,10 @@ func TestBadUsage(t *testing.T) {
 		{"archive|upload|v", 2, "missing FILE"},
 		{"archive|upload|v|/nonexistent|" + local, 1, "no such file"},
 		{"archive|upload|v|" + empty + "|" + local, 1, "at least one byte"},
-		{"archive|upload|v|" + mnt + "|" + local, 1, "not a regular file"},
+		{"archive|upload|v|" + mnt + "|" + local, 1, "no regular file"},
+		{"archive|upload|v|" + small + "|--desc|a\nb|" + local, 2, "a description with control characters"},
+		{"archive|delete|v|a/b|" + local, 2, `"a/b" is no archive id`},
+		{"upload|start|v|1K|" + local, 2, "a part size of 1024 bytes"},
 		{"archive|upload|v|" + small + "|-p|3X|" + local, 2, "is not a size"},
 		{"archive|upload|v|" + small + "|-p|1K|" + local, 2, "--part-size lies between"},
 		{"archive|upload|v|" + small + "|--desc|" + strings.Repeat("x", 1025) + "|" + local, 2, "at most 1024 bytes"},
@@ -221,23 +227,66 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-func TestManPagesAndCompletion(t *testing.T) {
+// TestInstall runs make install and make uninstall, and looks at what a shell and man will find.
+func TestInstall(t *testing.T) {
 	u := newUser(t)
-	dir := u.path("man")
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	dest := u.path("dest")
+	run := func(target string) {
+		t.Helper()
+		cmd := exec.Command("make", "-C", "../..", "--no-print-directory", target, "DESTDIR="+dest, "PREFIX=/opt/casfs")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("make %s: %v\n%s", target, err, out)
+		}
+	}
+	run("install")
+	root := filepath.Join(dest, "opt/casfs")
+	pages := map[string]string{}
+	names, err := filepath.Glob(filepath.Join(root, "share/man/man1/*.1"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	u.ok("man", dir)
-	for _, name := range []string{"casfs.1", "casfs-mount.1", "casfs-vault-policy-set.1"} {
-		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !strings.Contains(string(b), ".TH") {
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages[filepath.Base(name)] = string(b)
+		for l := range strings.Lines(string(b)) {
+			// Lines that begin with a dot are requests: a text must not make any.
+			if word, _, _ := strings.Cut(strings.TrimSpace(l), " "); strings.HasPrefix(l, ".") && !strings.Contains(" .TH .nh .ad .SH .TP .PP .RS .RE .EX .EE ", " "+word+" ") {
+				t.Errorf("%s: the request %q", name, l)
+			}
+		}
+	}
+	for page, want := range map[string]string{
+		"casfs.1":                  ".TP\n\\fBcasfs\\-mount\\fP(1)\nmount all vaults",
+		"casfs-mount.1":            ".EX\ncasfs mount \\-\\-local ~/store ~/archive",
+		"casfs-vault-policy-set.1": "\\fBcasfs vault policy set\\fP [\\fIflags\\fP] VAULT FILE",
+		"casfs-recall.1":           ".TP\n\\fB\\-0\\fP, \\fB\\-\\-null\\fP",
+		"casfs-job-fetch.1":        "\\fB\\-\\-parallel\\fP \\fIint\\fP\nranges in flight (default 4)",
+	} {
+		if !strings.Contains(pages[page], want) {
+			t.Errorf("%s: want %q in\n%s", page, want, pages[page])
+		}
+	}
+	if p := pages["casfs-man.1"] + pages["casfs-find-mount.1"]; p != "" {
+		t.Errorf("pages of hidden verbs: %s", p)
+	}
+	for _, name := range []string{"share/bash-completion/completions/casfs", "share/zsh/site-functions/_casfs", "share/fish/vendor_completions.d/casfs.fish"} {
+		if b, err := os.ReadFile(filepath.Join(root, name)); err != nil || !strings.Contains(string(b), "casfs") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for _, shell := range []string{"bash", "zsh", "fish"} {
-		if out := u.ok("completion", shell); !strings.Contains(out, "casfs") {
-			t.Errorf("completion for %s: %.100q", shell, out)
-		}
+	if out, err := exec.Command(filepath.Join(root, "bin/casfs"), "--version").Output(); err != nil || !strings.HasPrefix(string(out), "casfs ") {
+		t.Errorf("casfs --version: %q, %v", out, err)
 	}
+	run("uninstall")
+	filepath.WalkDir(dest, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			t.Errorf("left behind: %s", path)
+		}
+		return err
+	})
 	if out := u.ok("version"); !strings.HasPrefix(out, "casfs ") {
 		t.Errorf("version: %q", out)
 	}

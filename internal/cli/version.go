@@ -4,7 +4,6 @@ import (
 	"runtime"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/cobra/doc"
 
 	"github.com/casfs/casfs/internal/cli/version"
 )
@@ -47,21 +46,6 @@ make install puts the scripts where shells look for them.`,
 				return cmd.Root().GenFishCompletion(a.out, true)
 			}
 			return usagef("no completion for %q, only for bash, zsh and fish", args[0])
-		},
-	}
-}
-
-// manCmd writes the man pages, for make install.
-func (a *app) manCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:    "man DIR",
-		Short:  "write the man pages into a directory",
-		Hidden: true,
-		Args:   positional(1, 1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			root := cmd.Root()
-			root.DisableAutoGenTag = true
-			return doc.GenManTree(root, &doc.GenManHeader{Section: "1", Source: "casfs " + version.Version(), Manual: "casfs"}, args[0])
 		},
 	}
 }
