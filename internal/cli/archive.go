@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -21,7 +24,7 @@ func (a *app) archiveUploadCmd() *cobra.Command {
 	var uploadID string
 	cmd := a.vaultVerb("upload VAULT FILE", "store a file as one archive and print the archive's ID", 1, 1, func(cmd *cobra.Command, c *cas.Client, vault string, args []string) error {
 		if !cmd.Flags().Changed("desc") {
-			u.description = cutDescription(args[0])
+			u.description = defaultDescription(args[0])
 		}
 		if uploadID != "" {
 			u.description = ""
@@ -41,11 +44,17 @@ tells about a file; without --desc it is FILE as typed.`
 	return cmd
 }
 
-// cutDescription shortens a default description to what the service takes.
-func cutDescription(s string) string {
+// defaultDescription makes a file's name one that the service takes: without control characters, and not too long.
+func defaultDescription(name string) string {
+	s := strings.TrimSpace(strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, name))
 	for len(s) > cas.MaxDescription {
-		r := []rune(s)
-		s = string(r[:len(r)-1])
+		_, n := utf8.DecodeLastRuneInString(s)
+		s = s[:len(s)-n]
 	}
 	return s
 }

@@ -174,7 +174,7 @@ func (a *app) configShow(cmd *cobra.Command) error {
 	sort.SliceStable(out, func(i, j int) bool { return out[i].From != "default" && out[j].From == "default" })
 	t := newTable(a.out)
 	for _, s := range out {
-		t.row(s.Name, s.Value, s.From)
+		t.row(s.Name, s.From, s.Value) // values can be long
 	}
 	t.flush()
 	return nil

@@ -12,7 +12,6 @@ import (
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cas"
 	"github.com/casfs/casfs/cas/local"
-	"github.com/casfs/casfs/fs"
 	"github.com/casfs/casfs/internal/control"
 	"github.com/casfs/casfs/jobs"
 )
@@ -50,6 +49,20 @@ func isUsage(err error) bool {
 // advise adds what to do about an error.
 func advise(err error, format string, args ...any) error {
 	return &failure{code: exitCode(err), err: err, advice: fmt.Sprintf(format, args...)}
+}
+
+// badArgs makes what the client refused to send, without asking the service, a usage error.
+func badArgs(err error) error {
+	var f *failure
+	var refused *cas.Error
+	if !errors.Is(err, cas.ErrInvalid) || errors.As(err, &refused) || errors.As(err, &f) {
+		return err
+	}
+	_, text, ok := strings.Cut(err.Error(), cas.ErrInvalid.Error()+": ")
+	if !ok {
+		text = err.Error()
+	}
+	return usagef("%s", text)
 }
 
 // quietly ends the program with a code; what there was to say has been printed.
@@ -132,6 +145,10 @@ func advice(err error) string {
 			return "jobs and their output are kept for 24 h; casfs job list VAULT shows what there is"
 		case cas.OpUploadPart, cas.OpCompleteUpload, cas.OpListParts, cas.OpAbortUpload:
 			return "uploads are kept for 24 h; casfs upload list VAULT shows what there is"
+		case cas.OpInitiateJob:
+			return "casfs vault list shows the vaults there are, an inventory (casfs job start VAULT) the archives in one"
+		case cas.OpAccessPolicy, cas.OpNotificationConfig:
+			return "casfs vault list shows the vaults there are, casfs vault policy set and notification set make what is missing in one"
 		}
 		return "casfs vault list shows the vaults there are"
 	case is(cas.ErrNotEmpty):
@@ -162,8 +179,6 @@ func advice(err error) string {
 		return "this state directory was written by a newer casfs; use that one"
 	case is(catalog.ErrDamaged):
 		return "nothing was changed; keep a copy of the state directory before trying anything"
-	case is(fs.ErrStaleMount):
-		return "a casfs died here; mount again with --force to clear it away (nothing is lost: what was written is in the state directory)"
 	case is(control.ErrGone):
 		return "look at the end of its log; mounting again goes on where it stopped"
 	}

@@ -57,7 +57,8 @@ func newUser(t *testing.T) *user {
 			u.env = append(u.env, kv)
 		}
 	}
-	u.env = append(u.env, "HOME="+u.home, "CASFS_STATE_DIR="+filepath.Join(u.home, "state"))
+	// A program with the race detector sleeps for a second before it ends; here it is started hundreds of times.
+	u.env = append(u.env, "GORACE=atexit_sleep_ms=20", "HOME="+u.home, "CASFS_STATE_DIR="+filepath.Join(u.home, "state"))
 	return u
 }
 

@@ -181,15 +181,30 @@ func (a *app) probeMount(ctx context.Context, point string) (*daemon, error) {
 	switch {
 	case found.Stale:
 		return nil, fs.ErrStaleMount
+	case found.Denied:
+		return nil, notYours(point)
 	case found.Error != "":
 		return nil, errors.New(found.Error)
 	}
 	c, info, err := control.Dial(ctx, found.Control)
+	if errors.Is(err, iofs.ErrPermission) {
+		return nil, notYours(point)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return &daemon{c, info}, nil
 }
+
+// notYours is the failure to talk to a mount of another user. It matches io/fs.ErrPermission.
+func notYours(point string) error {
+	return advise(&notYoursError{point}, "run this as the user who mounted it, or, for a mount with --allow-other, as root")
+}
+
+type notYoursError struct{ point string }
+
+func (e *notYoursError) Error() string { return e.point + " was mounted by another user" }
+func (e *notYoursError) Unwrap() error { return iofs.ErrPermission }
 
 var errHung = errors.New("the mount does not answer")
 
@@ -197,6 +212,7 @@ var errHung = errors.New("the mount does not answer")
 type mountFound struct {
 	Control string `json:"control,omitempty"`
 	Stale   bool   `json:"stale,omitempty"`
+	Denied  bool   `json:"denied,omitempty"`
 	Error   string `json:"error,omitempty"`
 }
 
@@ -210,7 +226,7 @@ func (a *app) findMountCmd() *cobra.Command {
 			if errors.Is(fs.Check(fs.Options{Mountpoint: args[0]}), fs.ErrStaleMount) {
 				found.Stale = true
 			} else if _, socket, err := fs.Find(cmd.Context(), args[0]); err != nil {
-				found.Error = err.Error()
+				found.Error, found.Denied = err.Error(), errors.Is(err, iofs.ErrPermission)
 			} else {
 				found.Control = socket
 			}
@@ -228,12 +244,15 @@ func (a *app) daemonAt(ctx context.Context, path string) (*daemon, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	point, socket, err := fs.Find(ctx, path)
+	if errors.Is(err, iofs.ErrPermission) {
+		return nil, notYours(path)
+	}
 	if err != nil {
 		return nil, err
 	}
 	c, info, err := control.Dial(ctx, socket)
 	if errors.Is(err, iofs.ErrPermission) {
-		return nil, advise(fmt.Errorf("%s was mounted by another user", point), "run this as the user who mounted it, or as root")
+		return nil, notYours(point)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the casfs mounted on %s does not answer: %w", point, err)
@@ -273,12 +292,12 @@ func (a *app) resolve(ctx context.Context, paths []string) ([]*mountTargets, err
 		}
 		st, err := os.Lstat(abs)
 		if err != nil {
-			var pe *os.PathError
-			if errors.As(err, &pe) {
-				pe.Path = p
-			}
 			if errors.Is(err, syscall.ENOTCONN) {
 				return nil, advise(fmt.Errorf("%s: the casfs mounted here has died", p), "mount it again with --force; what was written is in its state directory")
+			}
+			var pe *os.PathError
+			if errors.As(err, &pe) {
+				err = fmt.Errorf("%s: %w", p, pe.Err)
 			}
 			return nil, err
 		}

@@ -160,7 +160,7 @@ func (s *settings) credentialsFrom() string {
 func parseVault(arg string) (string, error) {
 	name := strings.TrimSuffix(strings.TrimPrefix(arg, "cas://"), "/")
 	if err := cas.ValidVaultName(name); err != nil {
-		return "", usagef("%v", err)
+		return "", usagef("%s", strings.Replace(err.Error(), cas.ErrInvalid.Error()+": ", "", 1))
 	}
 	return name, nil
 }

@@ -47,6 +47,12 @@ func (a *app) upload(cmd *cobra.Command, c *cas.Client, vault, name, uploadID st
 	if err := u.check(); err != nil {
 		return err
 	}
+	// What cannot be an archive is said before the service is asked.
+	f, _, err := openRegular(name)
+	if err != nil {
+		return err
+	}
+	f.Close()
 	b := a.newBar("uploading", 0, true)
 	defer b.done()
 	started := ""

@@ -95,3 +95,16 @@ func TestShown(t *testing.T) {
 		}
 	}
 }
+
+func TestDefaultDescription(t *testing.T) {
+	for name, want := range map[string]string{
+		"dir/照片 1.jpg":                           "dir/照片 1.jpg",
+		" new\nline\x7f\u0085end\t":              "new line  end",
+		strings.Repeat("片", 400):                 strings.Repeat("片", 341),
+		"\xff" + strings.Repeat("a", 1022) + "片": "\ufffd" + strings.Repeat("a", 1021),
+	} {
+		if got := defaultDescription(name); got != want {
+			t.Errorf("%.20q: got %q, want %q", name, got, want)
+		}
+	}
+}

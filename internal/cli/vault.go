@@ -23,7 +23,7 @@ func (a *app) serviceVerb(use, short string, least, most int, run func(cmd *cobr
 		if err != nil {
 			return err
 		}
-		return run(cmd, s.client, args)
+		return badArgs(run(cmd, s.client, args))
 	}
 	addSettings(cmd.Flags(), &a.set, gAnyService)
 	for _, name := range []string{"expedited", "standard", "bulk", "inventory", "realistic"} {
@@ -47,7 +47,7 @@ func (a *app) vaultVerb(use, short string, least, most int, run func(cmd *cobra.
 		if err != nil {
 			return err
 		}
-		return run(cmd, s.client, vault, args[1:])
+		return badArgs(run(cmd, s.client, vault, args[1:]))
 	}
 	return cmd
 }

@@ -114,7 +114,8 @@ func newWorld(t *testing.T, settle string) *world {
 			w.env = append(w.env, kv)
 		}
 	}
-	w.env = append(w.env, "HOME="+w.home, "W="+w.home, "TMPDIR="+w.home, "MNT="+w.mnt, "V="+w.path("v"), "LC_ALL=C.UTF-8", "TZ=UTC",
+	// A program with the race detector sleeps for a second before it ends; here it is started hundreds of times.
+	w.env = append(w.env, "GORACE=atexit_sleep_ms=20", "HOME="+w.home, "W="+w.home, "TMPDIR="+w.home, "MNT="+w.mnt, "V="+w.path("v"), "LC_ALL=C.UTF-8", "TZ=UTC",
 		"CASFS="+program, "CASFS_STATE_DIR="+filepath.Join(w.home, "state"),
 		"TENCENTCLOUD_SECRET_ID="+w.store.keys.SecretID, "TENCENTCLOUD_SECRET_KEY="+w.store.keys.SecretKey)
 	if err := os.Mkdir(w.mnt, 0o700); err != nil {
