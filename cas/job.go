@@ -392,6 +392,10 @@ func (c *Client) ListJobs(ctx context.Context, vault string, f JobFilter) (JobPa
 	if err != nil {
 		return JobPage{}, err
 	}
+	page, err := decodeJobs(rep.body)
+	if err == nil {
+		return page, nil
+	}
 	var w struct {
 		Marker  flexString
 		JobList []json.RawMessage
@@ -399,7 +403,7 @@ func (c *Client) ListJobs(ctx context.Context, vault string, f JobFilter) (JobPa
 	if err := rep.decode(op, &w); err != nil {
 		return JobPage{}, err
 	}
-	page := JobPage{Marker: string(w.Marker)}
+	page = JobPage{Marker: string(w.Marker)}
 	for _, raw := range w.JobList {
 		var wj wireJob
 		err := json.Unmarshal(raw, &wj)
@@ -413,6 +417,24 @@ func (c *Client) ListJobs(ctx context.Context, vault string, f JobFilter) (JobPa
 			continue
 		}
 		page.Jobs = append(page.Jobs, j)
+	}
+	return page, nil
+}
+
+// decodeJobs reads a page in which all jobs make sense.
+func decodeJobs(body []byte) (page JobPage, err error) {
+	var w struct {
+		Marker  flexString
+		JobList []wireJob
+	}
+	if err := json.Unmarshal(body, &w); err != nil {
+		return JobPage{}, err
+	}
+	page = JobPage{Jobs: make([]Job, len(w.JobList)), Marker: string(w.Marker)}
+	for i := range w.JobList {
+		if page.Jobs[i], err = w.JobList[i].job(); err != nil {
+			return JobPage{}, err
+		}
 	}
 	return page, nil
 }

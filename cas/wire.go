@@ -21,12 +21,26 @@ func (s *flexString) UnmarshalJSON(b []byte) error {
 		*s = ""
 		return nil
 	case b[0] == '"':
+		if plain(b) {
+			*s = flexString(b[1 : len(b)-1])
+			return nil
+		}
 		return json.Unmarshal(b, (*string)(s))
 	case b[0] == '{', b[0] == '[':
 		return fmt.Errorf("a string is expected, not %.20s", b)
 	}
 	*s = flexString(b)
 	return nil
+}
+
+// plain reports whether a JSON string stands for the bytes it consists of.
+func plain(b []byte) bool {
+	for _, c := range b {
+		if c == '\\' || c >= 0x80 {
+			return false
+		}
+	}
+	return true
 }
 
 // flexInt knows null and "" from 0.
