@@ -93,7 +93,7 @@ func (r *recaller) applyLocked(rt *retrieval, j cas.Job, now time.Time) bool {
 // unreadyLocked takes rt back to where no job is known.
 func (r *recaller) unreadyLocked(rt *retrieval) {
 	r.setJobLocked(rt, "")
-	rt.rec.State, rt.rec.Adopted = catalog.Wanted, false
+	rt.rec.State, rt.rec.Adopted, rt.listed = catalog.Wanted, false, false
 	is := func(x *retrieval) bool { return x == rt }
 	r.ready = slices.DeleteFunc(r.ready, is)
 	r.active = slices.DeleteFunc(r.active, is)
@@ -159,7 +159,7 @@ func (r *recaller) adoptLocked(rt *retrieval, now time.Time) bool {
 	r.setJobLocked(rt, j.ID)
 	rt.rec.State, rt.rec.AskedAt, rt.rec.Uncertain, rt.rec.Error = catalog.Asked, now.UnixNano(), false, ""
 	if !j.CreationDate.IsZero() {
-		rt.rec.AskedAt = j.CreationDate.UnixNano()
+		rt.rec.AskedAt = min(j.CreationDate.UnixNano(), now.UnixNano()) // the service's clock may be ahead
 	}
 	rt.tries = 0
 	if own {

@@ -339,7 +339,7 @@ func (r *recaller) fetchFailedLocked(ctx context.Context, fl *flight, err error,
 		// The list will say what it is.
 		is := func(x *retrieval) bool { return x == rt }
 		r.active = slices.DeleteFunc(r.active, is)
-		rt.rec.State, rt.rec.Error = catalog.Asked, err.Error()
+		rt.rec.State, rt.rec.Error, rt.polled = catalog.Asked, err.Error(), time.Time{}
 		r.kickLocked(rt.rec.VaultName)
 	case errors.Is(err, cas.ErrDigest), errors.Is(err, cas.ErrProtocol):
 		// The client has asked several times already.

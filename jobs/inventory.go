@@ -85,9 +85,10 @@ func (inv *inventory) seeLocked(j cas.Job, began time.Time) {
 	}
 }
 
-// listedLocked hears that such a list is complete.
-func (inv *inventory) listedLocked(began time.Time) {
-	if inv.polled && !began.Before(inv.since) {
+// listedLocked hears that such a list was read; all: and that it held every job, not only running ones.
+func (inv *inventory) listedLocked(began time.Time, all bool) {
+	if inv.polled && !began.Before(inv.since) && (all || inv.job != "") {
+		inv.polled = false
 		close(inv.listed)
 		inv.listed = make(chan struct{})
 	}

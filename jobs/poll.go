@@ -26,6 +26,7 @@ type vaultLoop struct {
 
 	tries  int           // lists that failed in a row
 	listed time.Duration // how long the last list took
+	known  knownJobs
 }
 
 // wakeLaterLocked makes the vault's loop think again about when it looks next.
@@ -89,46 +90,61 @@ func (v *vaultLoop) pass(ctx context.Context) time.Time {
 		return time.Now().Add(r.o.pollMax)
 	}
 
-	now := time.Now()
-	r.mu.Lock()
-	inv := r.inventoryOfLocked(v.name)
-	look := inv != nil && inv.polled
-	for rt := range r.byVault[v.name] {
-		if rt.lost || rt.rec.State == catalog.Asked || rt.rec.State == catalog.Wanted && !rt.notBefore.After(now) {
-			look = true
-		}
-		rt.candidate = nil
-	}
-	r.mu.Unlock()
-	if !look {
-		return v.next()
-	}
-
 	began := time.Now()
-	seen, err := v.list(ctx, began)
-	if err != nil {
-		if ctx.Err() != nil {
-			return time.Time{}
-		}
-		v.tries++
-		r.log.Warn("the vault's jobs cannot be listed", "vault", v.name, "error", err)
-		r.mu.Lock()
-		for rt := range r.byVault[v.name] {
-			if rt.rec.State == catalog.Wanted {
-				rt.rec.Error = err.Error()
+	v.expire(began)
+	list, all, ask := v.due(began)
+	if list {
+		if err := v.look(ctx, began, all); err != nil {
+			if ctx.Err() != nil {
+				return time.Time{}
 			}
+			v.tries++
+			r.log.Warn("the vault's jobs cannot be listed", "vault", v.name, "error", err)
+			r.mu.Lock()
+			for rt := range r.byVault[v.name] {
+				if rt.rec.State == catalog.Wanted {
+					rt.rec.Error = err.Error()
+				}
+			}
+			r.mu.Unlock()
+			return time.Now().Add(min(r.o.pollMax, r.o.pollMin<<min(v.tries, 20)))
 		}
-		r.mu.Unlock()
-		return time.Now().Add(min(r.o.pollMax, r.o.pollMin<<min(v.tries, 20)))
+		v.tries = 0
+		v.listed = time.Since(began)
 	}
-	v.tries = 0
-	v.listed = time.Since(began)
-	v.missing(ctx, began, seen)
-	asked := v.ask(ctx, began)
-	if asked {
+	if ask && v.ask(ctx, began) {
 		return time.Now() // a store without delays has them ready already
 	}
 	return v.next()
+}
+
+// due says what a pass is for: to read the list of jobs, or all of it, because there may be a job
+// in it that can be used; and to ask for what is wanted.
+func (v *vaultLoop) due(now time.Time) (list, all, ask bool) {
+	r := v.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if inv := r.inventoryOfLocked(v.name); inv != nil && inv.polled {
+		list, all = !v.inventoryNext(inv).After(now), inv.job == ""
+	}
+	for rt := range r.byVault[v.name] {
+		rt.candidate = nil
+		switch {
+		case rt.rec.State == catalog.Asked:
+			list = list || !v.nextLocked(rt).After(now)
+		case rt.rec.State == catalog.Wanted && !rt.notBefore.After(now):
+			ask = true
+			switch {
+			case rt.listed:
+			case !rt.rec.Uncertain && v.known.without(rt.arc.ID, now):
+				rt.listed = true
+			default:
+				all = true
+			}
+		}
+	}
+	list = list || all
+	return list, all || list && v.known.jobs <= fewJobs, ask
 }
 
 // record makes new retrievals durable before anything is asked for, merging windows that touch.
@@ -229,14 +245,35 @@ func (v *vaultLoop) ask(ctx context.Context, began time.Time) bool {
 		})
 	}
 	g.Wait()
+	for _, rt := range due {
+		v.known.add(rt.arc.ID)
+	}
 	return len(due) > 0
 }
 
-// intervalLocked grows with the age of a job: what takes hours is not looked at every second.
-func (v *vaultLoop) intervalLocked(rt *retrieval, now time.Time) time.Duration {
-	return v.interval(now.Sub(time.Unix(0, rt.rec.AskedAt)))
+// nextLocked returns when rt's job is looked at again.
+func (v *vaultLoop) nextLocked(rt *retrieval) time.Time {
+	asked := time.Unix(0, rt.rec.AskedAt)
+	if rt.polled.IsZero() {
+		return asked
+	}
+	age := rt.polled.Sub(asked)
+	wait := v.interval(age)
+	if took, ok := v.r.took[rt.tier()]; ok && age < took/2 {
+		wait = max(wait, min(took/2-age, v.r.o.pollMax)) // nothing was ever that fast
+	}
+	return rt.polled.Add(wait)
 }
 
+// inventoryNext is nextLocked for an inventory.
+func (v *vaultLoop) inventoryNext(inv *inventory) time.Time {
+	if inv.job == "" || inv.asked.IsZero() {
+		return inv.since
+	}
+	return inv.since.Add(v.interval(inv.since.Sub(inv.asked)))
+}
+
+// interval grows with the age of a job: what takes hours is not looked at every second.
 func (v *vaultLoop) interval(age time.Duration) time.Duration {
 	return max(min(max(age/8, v.r.o.pollMin), v.r.o.pollMax), 4*v.listed)
 }
@@ -255,7 +292,7 @@ func (v *vaultLoop) next() (next time.Time) {
 	for rt := range r.byVault[v.name] {
 		switch {
 		case rt.rec.State == catalog.Asked:
-			soonest(now.Add(v.intervalLocked(rt, now)))
+			soonest(v.nextLocked(rt))
 		case rt.rec.State == catalog.Wanted:
 			soonest(rt.notBefore)
 		case rt.streaming && len(rt.demand) == 0:
@@ -267,7 +304,7 @@ func (v *vaultLoop) next() (next time.Time) {
 		}
 	}
 	if inv := r.inventoryOfLocked(v.name); inv != nil && inv.polled {
-		soonest(now.Add(v.interval(now.Sub(inv.asked))))
+		soonest(v.inventoryNext(inv))
 	}
 	return next
 }

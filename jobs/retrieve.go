@@ -40,6 +40,7 @@ type retrieval struct {
 	candidate *cas.Job
 	standard  bool // Expedited was refused
 
+	polled    time.Time // the list of jobs was last looked at; zero: not since its job was asked for
 	jobRange  cas.Range // what the job's output holds; Len 0: not known yet
 	lookAgain time.Time // no Describe before
 	lost      bool      // the output is gone
@@ -126,7 +127,7 @@ func (r *recaller) setJobLocked(rt *retrieval, id string) {
 	if id != "" {
 		r.byJob[id] = append(r.byJob[id], rt)
 	}
-	rt.jobRange, rt.lost, rt.progress, rt.lookAgain = cas.Range{}, false, false, time.Time{}
+	rt.jobRange, rt.lost, rt.progress, rt.lookAgain, rt.polled = cas.Range{}, false, false, time.Time{}, time.Time{}
 }
 
 // dropFrom takes rt out of a table of lists.

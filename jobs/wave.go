@@ -90,6 +90,8 @@ const (
 	waveExclude = 10_000
 	// waveSave is how often the frontier is recorded.
 	waveSave = 5 * time.Second
+	// waveAgain is when a request that could not go on is looked at again, should nothing wake it.
+	waveAgain = time.Minute
 	// linkShare is the part of an output's life that the link may be busy with what was asked for.
 	linkShare = 0.5
 )
@@ -175,8 +177,13 @@ func (r *recaller) waveLoop(ctx context.Context) {
 		}
 		var again <-chan time.Time
 		var t *time.Timer
-		if later || !idle {
+		switch {
+		case later:
 			t = time.NewTimer(waveSave)
+		case !idle:
+			t = time.NewTimer(waveAgain)
+		}
+		if t != nil {
 			again = t.C
 		}
 		select {
