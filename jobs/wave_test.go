@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,40 +15,44 @@ import (
 	"github.com/casfs/casfs/cas/castest"
 )
 
-// arrivals reads each file once it is local, as a program that restores does, and compares it.
+// arrivals reads each file as soon as it is told that it came, as a program that restores does, and compares it.
 type arrivals struct {
 	*changes
 	r    *recallRig
 	mu   sync.Mutex
 	want map[uint64][]byte
-	got  map[uint64]int
+	came map[uint64]int // told of
+	gone int            // of those, no longer local when they were opened
 	wg   sync.WaitGroup
 }
 
 func (a *arrivals) AttrChanged(ino uint64) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	data, ok := a.want[ino]
-	a.mu.Unlock()
 	if !ok {
 		return
 	}
+	a.came[ino]++
 	e := a.r.e
-	h, err := e.Open(context.Background(), Caller{}, ino, OpenFlags{Read: true})
-	if err != nil {
-		a.r.t.Errorf("opening %d: %v", ino, err)
-		return
-	}
-	defer h.Release()
-	if !h.Local() {
-		return
-	}
-	b := make([]byte, len(data))
-	if _, err := h.ReadAt(context.Background(), Caller{}, b, 0); err != nil || !bytes.Equal(b, data) {
-		a.r.t.Errorf("file %d: wrong bytes, or %v", ino, err)
-	}
-	a.mu.Lock()
-	a.got[ino]++
-	a.mu.Unlock()
+	a.wg.Go(func() {
+		h, err := e.Open(context.Background(), Caller{}, ino, OpenFlags{Read: true})
+		if err != nil {
+			a.r.t.Errorf("opening %d: %v", ino, err)
+			return
+		}
+		defer h.Release()
+		if !h.Local() {
+			a.mu.Lock()
+			a.gone++
+			a.mu.Unlock()
+			return
+		}
+		b := make([]byte, len(data)+1)
+		if n, err := h.ReadAt(context.Background(), Caller{}, b, 0); err != nil || !bytes.Equal(b[:n], data) {
+			a.r.t.Errorf("file %d: wrong bytes, or %v", ino, err)
+		}
+	})
 }
 
 // manyFiles makes n cold files of up to size bytes in ten directories.
@@ -79,92 +82,115 @@ func manyFiles(r *recallRig, n, size int) (map[uint64][]byte, int64) {
 	return files, total
 }
 
+// TestRecallInWaves brings a thousand files through a cache a tenth of their size, half of them Standard, half Bulk,
+// over a stop longer than outputs live and restarts in between.
 func TestRecallInWaves(t *testing.T) {
-	for _, test := range []struct {
-		tier  string
-		files int
-		cache int64
-	}{{"standard", 200, 4 << 20}, {"bulk", 100, 2 << 20}} {
-		if os.Getenv("CASFS_WAVES") != "" { // the long form, minutes under the race detector
-			test.files, test.cache = 5*test.files, 4*test.cache
-		}
-		t.Run(test.tier, func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
-				var a *arrivals
-				r := newRecallRig(t, realistic, func(o *Options) {
-					o.CacheSize = test.cache
-					o.PollMax = 10 * time.Minute // a test hears of it soon enough
-					a = &arrivals{got: map[uint64]int{}, changes: o.Observer.(*changes)}
-					o.Observer = a
-				})
-				a.r = r
-				files, total := manyFiles(r, test.files, 300<<10)
-				if total < 5*r.opts.CacheSize {
-					t.Fatalf("only %d bytes", total)
-				}
-				a.mu.Lock()
-				a.want = files
-				a.mu.Unlock()
-				ctx, cancel := context.WithCancel(context.Background())
-				done := make(chan RecallResult)
-				go func() {
-					res, err := r.e.Recall(ctx, RecallRequest{Inos: []uint64{r.vault}, Recursive: true, Tier: test.tier, Wait: true}, nil)
-					if err == nil {
-						t.Error("the first recall was not interrupted")
-					}
-					done <- res
-				}()
-				time.Sleep(30 * time.Hour)
-				var peak int64
-				for _, rec := range r.retrievals() {
-					peak += rec.Len
-				}
-				if peak > r.opts.CacheSize {
-					t.Errorf("%d bytes are on their way, the cache takes %d", peak, r.opts.CacheSize)
-				}
-				// The command is interrupted, the program is killed; it is away longer than outputs live.
-				cancel()
-				first := <-done
-				if first.Local == 0 || first.Pending == 0 || first.Local+first.Pending != int64(test.files) {
-					t.Errorf("interrupted with %+v", first)
-				}
-				asked := r.srv.Count(cas.OpInitiateJob)
-				lost := 0
-				for _, rec := range r.retrievals() {
-					if rec.State == catalog.Asked {
-						lost++
-					}
-				}
-				r.stop()
-				time.Sleep(33 * time.Hour)
-				r.start()
-				for range 400 {
-					time.Sleep(time.Hour)
-					r.e.recall.mu.Lock()
-					n := len(r.e.recall.waves.bulks)
-					r.e.recall.mu.Unlock()
-					if n == 0 {
-						break
-					}
-				}
-				synctest.Wait()
-				if left := r.retrievals(); len(left) > 0 {
-					t.Errorf("%d records are left, first %+v", len(left), left[0])
-				}
-				a.mu.Lock()
-				defer a.mu.Unlock()
-				for ino := range files {
-					if a.got[ino] != 1 {
-						t.Fatalf("file %d came %d times", ino, a.got[ino])
-					}
-				}
-				if asked <= lost || lost == 0 {
-					t.Errorf("%d asked, %d of them lost", asked, lost)
-				}
-				r.jobs(test.files + lost)
-			})
+	inBubble(t, func(t *testing.T) {
+		const n = 1000
+		var a *arrivals
+		r := newRecallRig(t, realistic, func(o *Options) {
+			o.CacheSize = 4 << 20
+			o.PollMax = time.Hour // a test hears of it soon enough
+			a = &arrivals{came: map[uint64]int{}, changes: o.Observer.(*changes)}
+			o.Observer = a
 		})
-	}
+		a.r = r
+		files, total := manyFiles(r, n, 90<<10)
+		if total < 10*r.opts.CacheSize {
+			t.Fatalf("only %d bytes", total)
+		}
+		a.mu.Lock()
+		a.want = files
+		a.mu.Unlock()
+		halves := make(map[string][]uint64)
+		for i := range 10 {
+			d, err := r.e.Lookup(t.Context(), r.vault, fmt.Sprintf("d%d", i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tier := []string{"standard", "bulk"}[i%2]
+			halves[tier] = append(halves[tier], d.Ino)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan RecallResult)
+		for tier, inos := range halves {
+			go func() {
+				res, err := r.e.Recall(ctx, RecallRequest{Inos: inos, Recursive: true, Tier: tier, Wait: true}, nil)
+				if err == nil {
+					t.Error("the first recall was not interrupted")
+				}
+				done <- res
+			}()
+		}
+		time.Sleep(30 * time.Hour)
+		var peak int64
+		tiers := make(map[string]int)
+		for _, rec := range r.retrievals() {
+			peak += rec.Len
+			tiers[rec.Tier]++
+		}
+		if peak > r.opts.CacheSize {
+			t.Errorf("%d bytes are on their way, the cache takes %d", peak, r.opts.CacheSize)
+		}
+		if tiers["standard"] == 0 || tiers["bulk"] == 0 {
+			t.Errorf("on their way: %v", tiers)
+		}
+		// The commands are interrupted, the program is stopped; it is away longer than outputs live.
+		cancel()
+		for range halves {
+			if res := <-done; res.Local == 0 || res.Pending == 0 || res.Local+res.Pending != n/2 {
+				t.Errorf("interrupted with %+v", res)
+			}
+		}
+		asked := r.srv.Count(cas.OpInitiateJob)
+		lost := 0
+		for _, rec := range r.retrievals() {
+			if rec.State == catalog.Asked {
+				lost++
+			}
+		}
+		if asked <= lost || lost == 0 {
+			t.Errorf("%d asked, %d of them lost", asked, lost)
+		}
+		r.stop()
+		time.Sleep(33 * time.Hour)
+		r.start()
+		// From here on restarts cost nothing: jobs that run, or are ready, are found again.
+		for hours := 1; ; hours++ {
+			time.Sleep(time.Hour)
+			r.e.recall.mu.Lock()
+			left := len(r.e.recall.waves.bulks)
+			r.e.recall.mu.Unlock()
+			if left == 0 {
+				break
+			}
+			if hours > 1000 {
+				t.Fatalf("%d recalls are not done", left)
+			}
+			if hours%26 == 0 {
+				r.restart()
+			}
+		}
+		synctest.Wait()
+		a.wg.Wait()
+		if left := r.retrievals(); len(left) > 0 {
+			t.Errorf("%d records are left, first %+v", len(left), left[0])
+		}
+		for ino := range files {
+			if a.came[ino] != 1 {
+				t.Fatalf("file %d came %d times", ino, a.came[ino])
+			}
+		}
+		if a.gone > n/10 {
+			t.Errorf("%d files had to go before anybody could read them", a.gone)
+		}
+		r.jobs(n + lost)
+		if got := r.srv.Count(cas.OpJobOutput); got != n {
+			t.Errorf("%d outputs were read, want %d", got, n)
+		}
+		t.Logf("%d jobs for %d files, %d lists, %d descriptions", r.srv.Count(cas.OpInitiateJob), n,
+			r.srv.Count(cas.OpListJobs), r.srv.Count(cas.OpDescribeJob))
+	})
 }
 
 func TestRecallVerb(t *testing.T) {
