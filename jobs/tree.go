@@ -1,9 +1,14 @@
 package jobs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -14,6 +19,24 @@ import (
 type Caller struct {
 	UID, GID uint32
 	PID      uint32 // 0: unknown
+}
+
+// in reports whether the caller is a member of a group, or above groups. Supplementary ones
+// are not told with a call; those of a process that cannot be seen count as none.
+func (c Caller) in(gid uint32) bool {
+	if c.UID == 0 || c.GID == gid {
+		return true
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.PID))
+	if err != nil {
+		return false
+	}
+	for line := range bytes.Lines(b) {
+		if groups, ok := bytes.CutPrefix(line, []byte("Groups:")); ok {
+			return slices.Contains(strings.Fields(string(groups)), strconv.FormatUint(uint64(gid), 10))
+		}
+	}
+	return false
 }
 
 // Attr is what stat(2) shows. Blocks counts 512-byte units held locally (never 0 when Size is not).
@@ -192,7 +215,7 @@ func (e *Engine) setattr(ctx context.Context, c Caller, ino uint64, s SetAttr) (
 			if i, err = tx.Inode(ino); err != nil {
 				return err
 			}
-			s.apply(&i, now)
+			s.apply(c, &i, now)
 			return tx.PutInode(i)
 		})
 		if err != nil {
@@ -224,7 +247,7 @@ func (e *Engine) setattr(ctx context.Context, c Caller, ino uint64, s SetAttr) (
 	onlyTimes := s.Mode == nil && s.UID == nil && s.GID == nil && !s.KillPriv
 	if onlyTimes && f.writers > 0 && f.ver.State == catalog.Staged && f.local != nil {
 		// cp -p and tar do this before every close: the Release records it, and the mtime survives a crash already.
-		s.apply(&f.inode, now)
+		s.apply(c, &f.inode, now)
 		f.dirty = true
 		e.quiet(ino)
 		return f.attrLocked(), nil
@@ -239,7 +262,7 @@ func (e *Engine) setattr(ctx context.Context, c Caller, ino uint64, s SetAttr) (
 			if i, err = tx.Inode(ino); err != nil {
 				return err
 			}
-			s.apply(&i, now)
+			s.apply(c, &i, now)
 			return tx.PutInode(i)
 		})
 		if err != nil {
@@ -258,12 +281,13 @@ func (s SetAttr) changes() bool {
 	return s.Mode != nil || s.UID != nil || s.GID != nil || s.Atime != nil || s.Mtime != nil || s.KillPriv
 }
 
-// apply changes everything but the size, and reports whether mode or owner are others now.
-func (s SetAttr) apply(i *catalog.Inode, now time.Time) bool {
+// apply changes everything but the size, for c, and reports whether mode or owner are others now.
+func (s SetAttr) apply(c Caller, i *catalog.Inode, now time.Time) bool {
 	old := *i
 	if s.KillPriv && i.Mode&syscall.S_IFMT != syscall.S_IFDIR {
 		i.Mode &^= syscall.S_ISUID
-		if i.Mode&syscall.S_IXGRP != 0 {
+		// Without the group's execute bit it is a mark only, which members may leave.
+		if i.Mode&syscall.S_ISGID != 0 && (i.Mode&syscall.S_IXGRP != 0 || !c.in(i.GID)) {
 			i.Mode &^= syscall.S_ISGID
 		}
 	}

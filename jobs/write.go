@@ -55,7 +55,7 @@ func (f *file) killPriv(c Caller) error {
 	defer f.mu.Unlock()
 	kill := SetAttr{KillPriv: true}
 	now := time.Now()
-	if i := f.inode; f.gone || !kill.apply(&i, now) {
+	if i := f.inode; f.gone || !kill.apply(c, &i, now) {
 		return nil
 	}
 	var i catalog.Inode
@@ -64,7 +64,7 @@ func (f *file) killPriv(c Caller) error {
 		if i, err = tx.Inode(f.ino); err != nil {
 			return err
 		}
-		kill.apply(&i, now)
+		kill.apply(c, &i, now)
 		return tx.PutInode(i)
 	})
 	if err == nil {
