@@ -21,8 +21,8 @@ func openFlags(flags uint32) jobs.OpenFlags {
 		Append:   flags&unix.O_APPEND != 0,
 		Truncate: flags&unix.O_TRUNC != 0,
 		Sync:     flags&unix.O_DSYNC != 0, // O_SYNC contains it
-		// Who opens for writing only will write; but for touch and truncate, which say O_NONBLOCK.
-		Whole: mode == unix.O_WRONLY && flags&(unix.O_TRUNC|unix.O_NONBLOCK) == 0,
+		// Who opens for writing will write; but for touch and truncate, which say O_NONBLOCK.
+		Whole: mode != unix.O_RDONLY && flags&(unix.O_TRUNC|unix.O_NONBLOCK) == 0,
 	}
 }
 

@@ -278,9 +278,10 @@ func TestSetAttr(t *testing.T) {
 
 func TestOpenFlags(t *testing.T) {
 	for flags, want := range map[uint32]jobs.OpenFlags{
-		unix.O_RDONLY: {Read: true},
-		unix.O_WRONLY: {Write: true, Whole: true},
-		unix.O_RDWR:   {Read: true, Write: true},
+		unix.O_RDONLY:                 {Read: true},
+		unix.O_WRONLY:                 {Write: true, Whole: true},
+		unix.O_RDWR:                   {Read: true, Write: true, Whole: true},
+		unix.O_RDWR | unix.O_NONBLOCK: {Read: true, Write: true},
 		unix.O_WRONLY | unix.O_APPEND | unix.O_TRUNC: {Write: true, Append: true, Truncate: true},
 		unix.O_RDONLY | unix.O_NONBLOCK:              {Read: true},
 		unix.O_WRONLY | unix.O_NONBLOCK:              {Write: true},

@@ -342,31 +342,38 @@ func TestRecallModes(t *testing.T) {
 	}
 }
 
-// TestOthersWhileAnAppendWaits: the kernel holds the inode's lock during a write, which
-// rm and chmod want, and nothing interrupts those. So appending waits in open.
-func TestOthersWhileAnAppendWaits(t *testing.T) {
-	x, cold, _ := waitingMount(t, nil)
-	cmd := exec.Command("sh", "-c", `echo opened; exec 3>>"$1"; echo more >&3`, "sh", cold)
-	w := x.startWaiter(cmd)
-	// touch opens for writing too, but writes nothing.
-	for _, script := range []string{"touch cold", "chmod 600 cold", "mv cold cold2", "ls -l cold2", "rm cold2"} {
-		done := make(chan string, 1)
-		go func() {
-			out, err := exec.Command("sh", "-ec", `cd "$1"; eval "$2"`, "sh", x.path(), script).CombinedOutput()
-			if err != nil {
-				done <- fmt.Sprintf("%v: %s", err, out)
+// TestOthersWhileAWriterWaits: the kernel holds the inode's lock during a write, which
+// rm and chmod want (rm with the directory's lock in hand), and nothing interrupts those. So who writes waits in open.
+func TestOthersWhileAWriterWaits(t *testing.T) {
+	for _, how := range []string{`exec 3>>"$1"; echo more >&3`, `exec 3<>"$1"; echo more >&3`, `exec dd if=/dev/zero of="$1" bs=1 seek=5 count=1 conv=notrunc status=none`} {
+		t.Run(how, func(t *testing.T) {
+			x, cold, warm := waitingMount(t, nil)
+			w := x.startWaiter(exec.Command("sh", "-c", "echo opened; "+how, "sh", cold))
+			// touch opens for writing too, but writes nothing.
+			for _, script := range []string{
+				"touch cold", "chmod 600 cold", "setfattr -n user.a -v 1 cold", "ln cold link", "mv cold cold2", "ls -l . cold2", "ls -la", "touch new", "head -c 1 warm >/dev/null",
+				"rm cold2", "rm link", "ls -l", "rm new",
+			} {
+				done := make(chan string, 1)
+				go func() {
+					out, err := exec.Command("sh", "-ec", `cd "$1"; eval "$2"`, "sh", x.path(), script).CombinedOutput()
+					if err != nil {
+						done <- fmt.Sprintf("%v: %s", err, out)
+					}
+					close(done)
+				}()
+				select {
+				case msg := <-done:
+					if msg != "" {
+						t.Errorf("%s: %s", script, msg)
+					}
+				case <-time.After(promptly):
+					t.Errorf("%s waits for the other program's recall", script)
+				}
 			}
-			close(done)
-		}()
-		select {
-		case msg := <-done:
-			if msg != "" {
-				t.Errorf("%s: %s", script, msg)
-			}
-		case <-time.After(promptly):
-			t.Errorf("%s waits for the other program's recall", script)
-		}
+			x.warmStaysFast(warm)
+			w.cmd.Process.Kill()
+			w.ends()
+		})
 	}
-	x.signal(w, syscall.SIGTERM)
-	w.ends()
 }

@@ -19,7 +19,8 @@ type OpenFlags struct {
 	Truncate    bool
 	Sync        bool // O_SYNC or O_DSYNC: every write is on stable disk before it returns
 	// Whole waits in Open for a cold file to be local, instead of in the first write: during a
-	// write the kernel holds the inode's lock, and others' rm or chmod would wait with it, out of any signal's reach.
+	// write the kernel holds the inode's lock; another program's rm would wait for that
+	// with the directory's lock in hand, and then everybody else in that directory, out of any signal's reach.
 	Whole bool
 }
 
@@ -175,11 +176,15 @@ func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, fl OpenFlags) (
 	f.mu.Lock()
 	for fl.Whole && !f.gone && f.coldLocked() {
 		f.mu.Unlock()
-		if err := f.ensureWhole(ctx, c); err != nil {
+		err := f.ensureWhole(ctx, c)
+		if err != nil && !(fl.Read && (errors.Is(err, ErrDamaged) || errors.Is(err, content.ErrNoSpace))) {
 			f.put()
 			return nil, err
 		}
 		f.mu.Lock()
+		if err != nil {
+			break // what is good and has room can be read, and the first write says why it cannot be
+		}
 	}
 	if fl.Read && fl.Write {
 		err = f.expectStoresLocked()
