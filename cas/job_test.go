@@ -224,3 +224,22 @@ func TestLists(t *testing.T) {
 		checkIs(t, err, ErrNotFound)
 	}
 }
+
+// TestOddJobs: what cannot be understood of a list is left out, whatever is odd about it.
+func TestOddJobs(t *testing.T) {
+	for name, odd := range map[string]string{
+		"type":  `{"JobId":"odd","Completed":{}}`,
+		"range": `{"JobId":"odd","Action":"ArchiveRetrieval","RetrievalByteRange":"9-1"}`,
+		"id":    `{"JobId":null}`,
+		"kind":  `"odd"`,
+	} {
+		f := newFake(t, nil)
+		f.handler = func(w http.ResponseWriter, r *http.Request, n int) {
+			io.WriteString(w, `{"Marker":"m","JobList":[{"JobId":"a","JobDescription":"x\u0041é"},`+odd+`,{"JobId":"b","ArchiveSizeInBytes":"7"}]}`)
+		}
+		p, err := f.client().ListJobs(t.Context(), "v", JobFilter{})
+		if err != nil || len(p.Jobs) != 2 || p.Marker != "m" || p.Jobs[0].Description != "xAé" || p.Jobs[1].ID != "b" || p.Jobs[1].ArchiveSize != 7 {
+			t.Errorf("%s: %+v, %v", name, p, err)
+		}
+	}
+}
