@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -76,6 +77,17 @@ func (b *bar) engine(p jobs.Progress) {
 	}
 	b.mu.Unlock()
 	b.set(p.BytesDone, p.BytesTotal)
+}
+
+// note prints a line that stays, above the bar.
+func (b *bar) note(w io.Writer, format string, args ...any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.pb != nil {
+		b.pb.Clear()
+		defer b.pb.RenderBlank()
+	}
+	fmt.Fprintf(w, format, args...)
 }
 
 // done removes the bar.

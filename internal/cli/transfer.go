@@ -63,7 +63,7 @@ func (a *app) upload(cmd *cobra.Command, c *cas.Client, vault, name, uploadID st
 			started = id
 			if uploadID == "" && !a.json {
 				// On standard error at once: it is what resumes the upload, whatever happens to this process.
-				fmt.Fprintf(a.errOut, "upload %s\n", id)
+				b.note(a.errOut, "upload %s\n", id)
 			}
 		},
 	})
