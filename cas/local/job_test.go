@@ -553,3 +553,29 @@ func TestCallbackAfterRestart(t *testing.T) {
 		t.Error("called again")
 	}
 }
+
+// TestListWaitsOnce: jobs whose work takes long do not add up to a list that never comes.
+func TestListWaitsOnce(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Options{Dir: dir, Delays: Delays{Inventory: time.Hour}})
+		c.create("v")
+		v, err := c.s.vault("v")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			id := c.job("v", `{"Type":"inventory-retrieval"}`)
+			v.mu.Lock()
+			v.jobs[id].settled = make(chan struct{}) // its work is being done, and goes on
+			v.mu.Unlock()
+		}
+		c.c.advance(time.Hour)
+		start := time.Now()
+		var list struct{ JobList []struct{ StatusCode string } }
+		c.json(c.must(200, c.do("GET", "/-/vaults/v/jobs", nil, nil)), &list)
+		if took := time.Since(start); len(list.JobList) != 10 || list.JobList[9].StatusCode != "InProgress" || took > settleWait {
+			t.Errorf("%d jobs after %v, want 10 within %v", len(list.JobList), took, settleWait)
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
@@ -60,9 +61,12 @@ func (s *Store) listJobs(r *request) error {
 	}
 	ids := v.jobIDs // replaced, never changed
 	v.mu.Unlock()
+	// Work that is due is waited for, but not for each job anew.
+	ctx, cancel := context.WithTimeout(r.http.Context(), settleWait)
+	defer cancel()
 	i, _ := slices.BinarySearch(ids, marker)
 	for _, id := range ids[i:] {
-		j, err := v.liveJob(r.http.Context(), id)
+		j, err := v.liveJob(ctx, id)
 		if err != nil {
 			continue // expired
 		}
