@@ -7,6 +7,7 @@
 # make crash      kill the mounted program 300 times, and its parts a thousand times, and look whether anything is lost
 # make model      a long run of random operations against a plain directory
 # make test-big   the service verbs with 1 GiB, 200 000 files in a directory, every user's every call
+# make foreign    a vault of 25 000 archives with every kind of description
 # make fuzz       every fuzz target for FUZZTIME
 # make tools      install or name the programs that tests need
 
@@ -21,7 +22,7 @@ PACKAGES ?= ./...
 # Packages tested at a time: tests wait for disks, mounts and programs more than they compute.
 TESTS    ?= 4
 
-.PHONY: build demo test check install uninstall bench crash model test-big fuzz tools clean
+.PHONY: build demo test check install uninstall bench crash model test-big foreign fuzz tools clean
 .DEFAULT_GOAL := build
 
 build:
@@ -58,6 +59,10 @@ model: tools
 test-big: tools
 	CASFS_TEST_BIG=1 $(GO) test -timeout 30m -v -run 'Service|Resume' ./internal/cli
 	CASFS_TEST_BIG=1 $(GO) test -timeout 30m -v -run 'Users|LargeDirectory' ./fs
+
+foreign: tools
+	CASFS_FOREIGN=25000 $(GO) test -timeout 60m -v -run TestForeignVault ./internal/cli
+	$(GO) test -run '^$$' -bench MergeInventory ./jobs
 
 install: build
 	install -D -m 755 bin/casfs '$(DESTDIR)$(PREFIX)/bin/casfs'

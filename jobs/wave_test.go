@@ -43,6 +43,8 @@ func (a *arrivals) AttrChanged(ino uint64) {
 		}
 		defer h.Release()
 		if !h.Local() {
+			s, err := e.Stat(context.Background(), ino)
+			a.r.t.Logf("file %d left before it was opened: %+v, %v; %+v", ino, s, err, e.store.Usage())
 			a.mu.Lock()
 			a.gone++
 			a.mu.Unlock()

@@ -44,14 +44,15 @@ func testMain(m *testing.M) int {
 
 // user is somebody with a home of their own.
 type user struct {
-	t    *testing.T
-	home string
-	env  []string
+	t     *testing.T
+	home  string
+	env   []string
+	limit time.Duration // for one run of the program
 }
 
 func newUser(t *testing.T) *user {
 	t.Helper()
-	u := &user{t: t, home: t.TempDir()}
+	u := &user{t: t, home: t.TempDir(), limit: 3 * time.Minute}
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "CASFS_") && !strings.HasPrefix(kv, "TENCENTCLOUD_") && !strings.HasPrefix(kv, "XDG_") && !strings.HasPrefix(kv, "HOME=") {
 			u.env = append(u.env, kv)
@@ -67,7 +68,7 @@ func (u *user) path(name string) string { return filepath.Join(u.home, name) }
 
 // cmd is the program with arguments, to be killed when the test ends.
 func (u *user) cmd(args ...string) *exec.Cmd {
-	ctx, cancel := context.WithTimeout(u.t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(u.t.Context(), u.limit)
 	u.t.Cleanup(cancel)
 	c := exec.CommandContext(ctx, program, args...)
 	c.Env = u.env

@@ -7,12 +7,16 @@ it shares no code with the Go client or the Go server.
     casclient.py --config FILE COMMAND ...
 
     ls | mk VAULT | rm VAULT | show VAULT | upload VAULT FILE [DESC]
+    fill VAULT N    N archives with every kind of description that other tools write, see
+                    describe(); prints for each: number, kind, ID, description in base64 ("-" for none)
     selftest        the whole contract against an empty account; exit 0 when it holds
 
 FILE is in cascmd's INI format: [CASCredentials] endpoint, appid, secretid, secretkey.
 """
 
 import argparse
+import base64
+import concurrent.futures
 import configparser
 import hashlib
 import hmac
@@ -55,10 +59,13 @@ def combine_hex(hashes):
 
 # --- signing ------------------------------------------------------------
 
+def raw(value):
+    """Text as UTF-8; bytes that are none are kept by surrogates."""
+    return value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+
+
 def quote(value):
-    if isinstance(value, str):
-        value = value.encode("utf-8")
-    return urllib.parse.quote(value, safe="-_.~")
+    return urllib.parse.quote(raw(value), safe="-_.~")
 
 
 def lower_ascii(s):
@@ -127,7 +134,7 @@ class Client:
         lines["Authorization"] = auth
         # An ISO date is what the official SDK sends; it is not even legal HTTP.
         lines["Date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        return {k: v.encode("utf-8") for k, v in lines.items()}
+        return {k: raw(v) for k, v in lines.items()}
 
     def call(self, method, path, params=None, signed=None, unsigned=None, body=b"", want=None):
         params, signed, unsigned = params or {}, dict(signed or {}), dict(unsigned or {})
@@ -246,6 +253,73 @@ class Client:
         if first is not None:
             h["range"] = "bytes=%d-%s" % (first, "" if last is None else last)
         return self.call("GET", self.path("vaults", v, "jobs", job, "output"), signed=h, want=206 if h else 200)
+
+
+# --- other people's vaults ------------------------------------------------
+
+def mt(version, i):
+    """mt-aws-glacier: base64url of JSON without padding; mt1 encodes to UTF-8 twice."""
+    text = json.dumps({"filename": "mt%d/第%d\nline.dat" % (version, i), "mtime": "20130102T030405Z"}, ensure_ascii=False).encode()
+    if version == 1:
+        text = text.decode("latin-1").encode()
+    return "mt%d %s" % (version, base64.urlsafe_b64encode(text).decode().rstrip("="))
+
+
+def utf7(text):
+    return "".join(c if ord(c) < 128 and c != "+" else "+-" if c == "+" else
+                   "+" + base64.b64encode(c.encode("utf-16-be")).decode().rstrip("=") + "-" for c in text)
+
+
+KINDS = {
+    "cascmd": lambda i: "/home/me/photos/%d/IMG_%05d.jpg" % (i % 97, i),
+    "cascmd-relative": lambda i: "documents/%d/report %d.txt" % (i % 31, i),
+    # cascmd cuts a path after 128 bytes, here within a character
+    "cascmd-cut": lambda i: (("/数据/%06d/" % i).encode() + "很长的名字".encode() * 20)[:128],
+    "none": lambda i: None,
+    "empty": lambda i: "",
+    "chinese": lambda i: "照片备份 第%d卷 (2019年夏)" % i,
+    "invalid": lambda i: b"\xff\xfe bad \xe4\xb8 %d" % i,
+    "passwd": lambda i: "../../etc/passwd",
+    "escape": lambda i: "/var/../../../%d/../../x/..%d" % (i % 7, i),
+    "dots": lambda i: [".", "..", "/", "a//b/./c/%d" % i, "...", "~/x%d" % i][i % 6],
+    "windows": lambda i: "C:\\Users\\me\\file %d.txt" % i,
+    "long": lambda i: ("%d" % i) + "x" * (1024 - len("%d" % i)),
+    "deep": lambda i: ("%d" % i + "/d" * 1024)[:1024],
+    "mt1": lambda i: mt(1, i),
+    "mt2": lambda i: mt(2, i),
+    "mt2-broken": lambda i: "mt2 %d!" % i,
+    "fastglacier": lambda i: "<m><v>4</v><p>%s</p><lm>20140506T070809Z</lm></m>"
+                   % base64.b64encode(("fast/夏 %d.txt" % i).encode()).decode(),
+    "json": lambda i: json.dumps({"Path": utf7("c:\\云\\file+%d.txt" % i), "UTCDateModified": "20120926T211216Z"}),
+    "json-broken": lambda i: '{"Path": %d' % i,
+    "duplicate": lambda i: "backup.tar",
+    "twice": lambda i: "the same again",  # and the same bytes
+    "file-and-directory": lambda i: ["node/%d" % (i // 44), "node/%d/below" % (i // 44)][i // 22 % 2],
+}
+
+
+def describe(i):
+    """Kind, description (text, bytes or None) and content of archive i."""
+    kind = list(KINDS)[i % len(KINDS)]
+    return kind, KINDS[kind](i), b"twice\n" if kind == "twice" else b"archive %d\n" % i
+
+
+def fill_some(c, vault, numbers):
+    out = []
+    for i in numbers:
+        kind, d, data = describe(i)
+        if isinstance(d, bytes):
+            d = d.decode("utf-8", "surrogateescape")
+        archive = c.upload(vault, data, d)
+        out.append("%d %s %s %s" % (i, kind, archive, "-" if d is None else base64.b64encode(raw(d)).decode()))
+    return out
+
+
+def fill(c, vault, n):
+    c.create_vault(vault)
+    with concurrent.futures.ProcessPoolExecutor(4) as pool:
+        for lines in pool.map(fill_some, *zip(*[(c, vault, range(i, min(i + 100, n))) for i in range(0, n, 100)])):
+            print("\n".join(lines))
 
 
 # --- self-test ----------------------------------------------------------
@@ -430,6 +504,8 @@ def main():
         c.delete_vault(a.args[0])
     elif a.command == "show":
         print(json.dumps(c.describe_vault(a.args[0]), indent=1))
+    elif a.command == "fill":
+        fill(c, a.args[0], int(a.args[1]))
     elif a.command == "upload":
         with open(a.args[1], "rb") as f:
             print(c.upload(a.args[0], f.read(), a.args[2] if len(a.args) > 2 else None))
