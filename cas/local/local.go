@@ -21,6 +21,14 @@
 //
 // V is derived from the vault's name. A directory NNNN takes 1024 archives.
 //
+// # One account
+//
+// The store has one account with one key, which may do everything. Access
+// policies say what other accounts and sub-accounts may do: they are kept and
+// given back word for word, and there is nobody here to apply them to. Requests in
+// another account's name are refused. Vault locks, tags and data-retrieval policies, which the
+// service does not document, are unknown operations (404).
+//
 // # Crashes
 //
 // A reply is sent after data, directory entry and log record are on disk, in

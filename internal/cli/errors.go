@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -169,6 +170,10 @@ func advice(err error) string {
 		return "the file is not the one this upload was begun with; abort the upload (casfs upload abort) and start anew"
 	case is(cas.ErrUnknown):
 		return "the answer was lost, so it may have been done: look before repeating it, or it may exist (and cost) twice"
+	case is(cas.ErrProtocol):
+		return "check the endpoint: what answers there is not the service, or something stands between (a proxy, a portal)"
+	case errors.As(err, new(*tls.CertificateVerificationError)):
+		return "check the endpoint's name; SSL_CERT_FILE names a file of certificates to be trusted besides the system's"
 	case is(cas.ErrUnavailable):
 		return "check the network and the endpoint, then try again"
 	case is(local.ErrInUse):

@@ -6,9 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log"
 	"math/rand/v2"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -314,8 +318,8 @@ func TestMountRefusals(t *testing.T) {
 		for _, how := range [][]string{nil, {"--daemon"}} {
 			r := v.casfs(append(append([]string{"mount"}, how...), args...)...)
 			first, _, _ := strings.Cut(r.err, "\n")
-			if r.code != 1 || !strings.Contains(first, want) || strings.Count(r.err, "\n") > 2 {
-				t.Errorf("want exit 1 and %q in the first line; got %v", want, r)
+			if r.code != 1 || !strings.Contains(first, want) || strings.Count(r.err, "\n") != 2 {
+				t.Errorf("want exit 1, %q in the first line, and in the second what to do; got %v", want, r)
 			}
 		}
 	}
@@ -335,6 +339,16 @@ func TestMountRefusals(t *testing.T) {
 	nobody := l.Addr().String()
 	l.Close()
 	fails("cannot be reached", key, "--endpoint", "http://"+nobody, other)
+
+	// Not the service: a portal that answers everything, and a server whose certificate nobody knows.
+	portal := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "<html>Welcome</html>") }))
+	defer portal.Close()
+	fails("unexpected reply", key, "--endpoint", portal.URL, other)
+	secure := httptest.NewUnstartedServer(portal.Config.Handler)
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // of the handshakes that fail
+	secure.StartTLS()
+	defer secure.Close()
+	fails("failed to verify certificate", key, "--endpoint", secure.URL, other)
 
 	// A service whose clock is a day ahead: for it, the wrong clock is this machine's.
 	late, err := local.Open(local.Options{Dir: u.path("late"), Now: func() time.Time { return time.Now().Add(24 * time.Hour) }})

@@ -102,7 +102,11 @@ func (s *service) probe(ctx context.Context, vault string) error {
 	case errors.Is(err, cas.ErrUnavailable):
 		return advise(fmt.Errorf("%s cannot be reached: %w", s.endpoint, err), "check the network and the endpoint; --offline mounts what is known already")
 	}
-	return fmt.Errorf("%s refuses: %w", s.endpoint, err)
+	var refused *cas.Error
+	if errors.As(err, &refused) && !errors.Is(err, cas.ErrProtocol) {
+		return fmt.Errorf("%s refuses: %w", s.endpoint, err)
+	}
+	return fmt.Errorf("%s: %w", s.endpoint, err)
 }
 
 // retryLog shows on a terminal that a request is being repeated, so that nobody wonders about the silence.
