@@ -106,17 +106,11 @@ func (m *merger) gather(tx *catalog.Tx, a catalog.Archive, md Metadata, now time
 	for _, p := range g.Parts {
 		if p.V == md.V && p.Seg == md.Seg {
 			old, err := tx.Archive(p.Num)
-			if err == nil && old.TreeHash == a.TreeHash && old.Size == a.Size {
+			if err == nil && sameBytes(old, a) {
 				m.toTrash(&a, now)
 				return tx.PutArchive(a)
 			}
-			m.r.log.Warn("two archives claim to be the same version; the second becomes a file of its own",
-				"vault", m.inv.name, "archive", a.ID, "other", old.ID, "path", md.Path)
-			ino, _, err := m.create(tx, m.pathOf(md, a.ID), a.ID, inodeOf(md, a.Size), now)
-			if err != nil {
-				return err
-			}
-			return m.show(tx, ino, 1, []catalog.Archive{a}, now)
+			return m.beside(tx, a, md, old, now)
 		}
 	}
 	g.Parts = append(g.Parts, gathered{V: md.V, Seg: md.Seg, Segs: md.Segs, Num: a.Num, Len: a.Size, Size: md.Size})

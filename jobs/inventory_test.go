@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -411,6 +412,80 @@ func TestSegmentsMeetAnywhere(t *testing.T) {
 		}
 		if _, err := r.e.Evict(t.Context(), []uint64{a.Ino}, false); err != nil || r.used() != 0 {
 			t.Errorf("%d bytes are left, %v", r.used(), err)
+		}
+	})
+}
+
+// What only looks like an archive of ours is somebody's bytes: it becomes a file, never trash.
+func TestInventoryTrashesOnlyWhatIsHeldTwice(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "expedited" })
+		ino, data := r.coldFile("f", 1000)
+		s, err := r.e.Stat(t.Context(), ino)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var description string
+		if err := r.e.catalog.View(func(tx *catalog.Tx) error {
+			a, err := tx.ArchiveByID(r.vault, s.Archives[0].ID)
+			description = a.Description
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		// A script that copied the description to other bytes; and one that copied both.
+		r.upload(description, []byte("other bytes"))
+		r.upload(description, data)
+		r.inventory()
+		if n := r.archives(); n[catalog.Live] != 2 || n[catalog.Trash] != 1 {
+			t.Errorf("archives %v", n)
+		}
+		files := r.files()
+		if len(files) != 2 || files[0] != "f" {
+			t.Fatalf("files %q", files)
+		}
+		r.want(r.tree()[files[1]].Ino, []byte("other bytes"), 0, 100)
+		r.want(ino, data, 0, 2000)
+	})
+}
+
+func TestStateDirectoryOfYesterday(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "expedited" })
+		r.coldFile("before", 100)
+		r.stop()
+		backup := filepath.Join(t.TempDir(), "backup")
+		if err := os.CopyFS(backup, os.DirFS(r.opts.StateDir)); err != nil {
+			t.Fatal(err)
+		}
+		r.start()
+		lost := make(map[string][]byte)
+		var inos []uint64
+		for _, name := range []string{"lost1", "lost2", "lost3"} {
+			ino, data := r.coldFile(name, 500)
+			lost[name] = data
+			inos = append(inos, ino)
+		}
+		// The disk dies; what is restored knows nothing of them and uses their numbers again.
+		r.stop()
+		r.opts.StateDir = backup
+		r.start()
+		again := false
+		for _, name := range []string{"new1", "new2", "new3"} {
+			ino, data := r.coldFile(name, 700)
+			lost[name] = data
+			again = again || slices.Contains(inos, ino)
+		}
+		if !again {
+			t.Log("inode numbers are not used again")
+		}
+		r.inventory()
+		if n := r.archives(); n[catalog.Trash] != 0 || n[catalog.Live] != 7 {
+			t.Errorf("archives %v", n)
+		}
+		tree := r.tree()
+		for name, data := range lost {
+			r.want(tree[name].Ino, data, 0, 1000)
 		}
 	})
 }

@@ -116,6 +116,8 @@ func (m *merger) entry(tx *catalog.Tx, e cas.InventoryEntry, now time.Time) erro
 		return err
 	}
 	switch twin, err := tx.ArchiveByIntent(md.Intent); {
+	case err == nil && !sameBytes(twin, a):
+		return m.beside(tx, a, md, twin, now)
 	case err == nil:
 		m.r.log.Info("an archive was uploaded twice; the second goes to the trash", "vault", m.inv.name, "archive", a.ID, "first", twin.ID, "path", md.Path)
 		m.toTrash(&a, now)
@@ -124,22 +126,68 @@ func (m *merger) entry(tx *catalog.Tx, e cas.InventoryEntry, now time.Time) erro
 		return err
 	}
 	if own := m.r.e.catalog.ID(); strings.HasPrefix(md.Intent, own[:min(sourceLen, len(own))]) {
-		i, err := tx.Inode(md.Ino)
-		if err != nil && !errors.Is(err, catalog.ErrNotExist) {
-			return err
-		}
-		v, verr := tx.Version(md.Ino, i.Version)
+		// Made by this catalog, which does not know it: its records were lost, or an older state directory was
+		// restored, and its inode number is another file's by now. Only what is there already may go.
+		same, busy, err := m.compare(tx, a, md)
 		switch {
-		case err != nil || i.Version < md.V: // made by this catalog, which does not know the file: it is shown again
-		case i.Version > md.V || verr == nil && v.State == catalog.Archived:
-			m.r.log.Info("an archive of a version that is not needed goes to the trash", "vault", m.inv.name, "archive", a.ID, "path", md.Path)
+		case err != nil:
+			return err
+		case busy:
+			return nil // on its way there right now; the next inventory tells
+		case same:
+			m.r.log.Info("an archive was uploaded twice; the second goes to the trash", "vault", m.inv.name, "archive", a.ID, "path", md.Path)
 			m.toTrash(&a, now)
 			return tx.PutArchive(a)
-		default:
-			return nil // on its way there right now
 		}
 	}
 	return m.gather(tx, a, md, now)
+}
+
+// compare says whether the inode that an archive's description names holds the same bytes in another
+// archive, or is uploading the version that the description names.
+func (m *merger) compare(tx *catalog.Tx, a catalog.Archive, md Metadata) (same, busy bool, err error) {
+	i, err := tx.Inode(md.Ino)
+	if errors.Is(err, catalog.ErrNotExist) || err == nil && i.Version == 0 {
+		return false, false, nil
+	}
+	if err != nil {
+		return false, false, err
+	}
+	v, err := tx.Version(md.Ino, i.Version)
+	if errors.Is(err, catalog.ErrNotExist) {
+		return false, false, nil
+	}
+	if err != nil {
+		return false, false, err
+	}
+	if v.State != catalog.Archived {
+		return false, v.V == md.V, nil
+	}
+	for _, x := range v.Extents {
+		other, err := tx.Archive(x.Archive)
+		if err != nil && !errors.Is(err, catalog.ErrNotExist) {
+			return false, false, err
+		}
+		same = same || err == nil && other.State == catalog.Live && sameBytes(other, a)
+	}
+	return same, false, nil
+}
+
+// sameBytes reports whether two archives are known to hold the same.
+func sameBytes(a, b catalog.Archive) bool {
+	return a.Size == b.Size && a.TreeHash == b.TreeHash && a.TreeHash != [32]byte{}
+}
+
+// beside shows an archive that claims to be what another is, and differs, as a file of its own.
+func (m *merger) beside(tx *catalog.Tx, a catalog.Archive, md Metadata, other catalog.Archive, now time.Time) error {
+	m.r.log.Warn("two archives claim to be the same version; the second becomes a file of its own",
+		"vault", m.inv.name, "archive", a.ID, "other", other.ID, "path", md.Path)
+	a.Intent = "" // it is the other's
+	ino, _, err := m.create(tx, m.pathOf(md, a.ID), a.ID, inodeOf(md, a.Size), now)
+	if err != nil {
+		return err
+	}
+	return m.show(tx, ino, 1, []catalog.Archive{a}, now)
 }
 
 // known confirms an archive of the catalog. What is in the trash or deleted stays so.
