@@ -44,7 +44,7 @@ import (
 type Options struct {
 	Dir           string // holds journal/, index/ (badger), reserve and format
 	Reserve       int64  // bytes preallocated against a full disk; 0: 64 MiB
-	MinFree       int64  // refuse changes below this much free space; 0: 64 MiB
+	MinFree       int64  // refuse changes below this much free space; 0: DefaultMinFree
 	SnapshotEvery int64  // journal bytes between snapshots, at least (half the last snapshot's size if that is more); 0: 64 MiB
 	Logger        *slog.Logger
 	// NoCompaction is for tests on virtual time: badger's compactors wake every
@@ -54,6 +54,9 @@ type Options struct {
 	segmentSize int64         // tests: journal.Options.SegmentSize
 	markEvery   time.Duration // tests: how often the mark follows the journal
 }
+
+// DefaultMinFree is how much of the disk stays free when Options.MinFree is zero.
+const DefaultMinFree = 64 << 20
 
 // Errors. The namespace errors are matched by errors.Is and mapped to errno in package fs.
 var (
@@ -194,6 +197,9 @@ func (c *Catalog) Barrier(ctx context.Context, seq uint64) error {
 
 // Durable returns the newest sequence number that survives power loss.
 func (c *Catalog) Durable() uint64 { return c.j.Durable() }
+
+// Room returns nil when changes are taken, else ErrNoSpace with what is missing. It asks the file system.
+func (c *Catalog) Room() error { return c.guard.refusal() }
 
 // ID returns the catalog's random creation id (hex).
 func (c *Catalog) ID() string { return c.id }

@@ -34,6 +34,9 @@ type guard struct {
 const (
 	lookEvery   = 250 * time.Millisecond
 	lookChanges = 64
+	// freshFor is how old a look may be when badger is about to write: in a
+	// millisecond no program writes more than minFree.
+	freshFor = time.Millisecond
 	// spread is how many bytes on disk a byte of a change becomes: journal, log, table, compaction.
 	spread = 4
 )
@@ -81,13 +84,7 @@ func (g *guard) check(reclaim bool) error {
 			return err
 		}
 	}
-	limit := g.minFree
-	if !g.held && g.reserve > 0 {
-		limit += g.reserve
-	}
-	if reclaim {
-		limit = g.minFree / 4
-	}
+	limit := g.limitLocked(reclaim)
 	if g.avail >= limit {
 		if !reclaim && g.refused {
 			g.refused = false
@@ -99,7 +96,35 @@ func (g *guard) check(reclaim bool) error {
 		g.refused = true
 		g.log.Error("disk is nearly full: catalog takes no changes", "dir", g.dir, "free", size(g.avail), "needed", size(limit))
 	}
+	return g.shortLocked(limit)
+}
+
+// limitLocked is what must be free for a change.
+func (g *guard) limitLocked(reclaim bool) int64 {
+	switch {
+	case reclaim:
+		return g.minFree / 4
+	case !g.held && g.reserve > 0:
+		return g.minFree + g.reserve
+	}
+	return g.minFree
+}
+
+func (g *guard) shortLocked(limit int64) error {
 	return fmt.Errorf("%w: %s free in %s, %s needed", ErrNoSpace, size(g.avail), g.dir, size(limit))
+}
+
+// refusal is what check would say now.
+func (g *guard) refusal() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.lookLocked(); err != nil {
+		return err
+	}
+	if limit := g.limitLocked(false); g.avail < limit {
+		return g.shortLocked(limit)
+	}
+	return nil
 }
 
 // lookLocked asks the file system and keeps or gives up the reserve.
@@ -177,10 +202,15 @@ func (g *guard) closable() bool {
 // closeBytes is what badger may write when it is closed: its tables in memory, once more.
 const closeBytes = 4 * memTable
 
-// room refuses a batch that is large for what is left.
+// room refuses a batch that is large for what is left now.
 func (g *guard) room(n int64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if time.Since(g.looked) >= freshFor {
+		if err := g.lookLocked(); err != nil {
+			return err
+		}
+	}
 	if n*spread > g.avail-g.minFree/8 {
 		return fmt.Errorf("%w: a change of %s, %s free", ErrNoSpace, size(n), size(g.avail))
 	}

@@ -64,6 +64,21 @@ func TestGuard(t *testing.T) {
 		}
 		view(t, c, func(tx *Tx) error { _, err := tx.Inode(RootIno); return err })
 	}
+	// Filled by others since the last look, a moment ago: nothing reaches badger.
+	for _, update := range []func(func(*Tx) error) (uint64, error){c.Update, c.Reclaim} {
+		d.free = 1 << 30
+		c.guard.look()
+		c.guard.mu.Lock()
+		d.free = 0
+		c.guard.looked = c.guard.looked.Add(-2 * freshFor)
+		c.guard.mu.Unlock()
+		if _, err := update(put); !errors.Is(err, ErrNoSpace) {
+			t.Errorf("nothing free: %v", err)
+		}
+		if err := c.Room(); !errors.Is(err, ErrNoSpace) {
+			t.Errorf("Room: %v", err)
+		}
+	}
 	// Without a look in between, what is written counts.
 	d.free = 102 << 20
 	c.guard.look()

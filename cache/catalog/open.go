@@ -28,7 +28,7 @@ func Open(o Options) (*Catalog, error) {
 		o.Reserve = 64 << 20
 	}
 	if o.MinFree == 0 {
-		o.MinFree = 64 << 20
+		o.MinFree = DefaultMinFree
 	}
 	if o.SnapshotEvery == 0 {
 		o.SnapshotEvery = 64 << 20
