@@ -234,7 +234,12 @@ func Open(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the catalog in %s: %w", o.StateDir, err)
 	}
+	stateFree := int64(catalogFree)
+	if o.MinFree < 0 {
+		stateFree = 0
+	}
 	e.store, err = content.Open(content.Options{
+		StateFree:    stateFree,
 		StateDir:     o.StateDir,
 		CacheDir:     o.CacheDir,
 		StagingLimit: o.StagingSize,
@@ -337,6 +342,10 @@ func (e *Engine) writable() error {
 	}
 	return nil
 }
+
+// catalogFree is what staged bytes leave free of the catalog's disk: then files can be made, renamed and deleted
+// when staging is full. Below it other programs have filled the disk.
+const catalogFree = catalog.DefaultMinFree + 16<<20
 
 // idBlock is how many numbers are taken from the catalog at once, so that a new
 // staging file can have its number before the transaction that records it.

@@ -12,6 +12,7 @@ import (
 
 // recover brings local files and catalog together after whatever ended the last
 // run, and queues everything unfinished. The catalog decides; bytes that are nowhere else are never deleted.
+// Its changes are few, and a mount on a full disk needs them: hence Reclaim.
 func (e *Engine) recover() error {
 	// What was acknowledged before a kill may still be in the page cache only; what
 	// follows acts on it, so it must not be taken back by a power loss.
@@ -80,7 +81,7 @@ func (e *Engine) recoverVersions() (map[uint64]struct{}, error) {
 		}
 	}
 	for batch := range batches(cold, recoverBatch) {
-		_, err := e.catalog.Update(func(tx *catalog.Tx) error {
+		_, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 			for _, v := range batch {
 				v.Local, v.Complete = 0, false
 				if err := tx.PutVersion(v); err != nil {
@@ -167,7 +168,7 @@ func (e *Engine) recoverStaged(batch []catalog.Version, entries map[uint64]conte
 	if len(changes) == 0 {
 		return nil
 	}
-	_, err = e.catalog.Update(func(tx *catalog.Tx) error {
+	_, err = e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		for _, c := range changes {
 			if err := tx.PutVersion(c.v); err != nil {
 				return err
@@ -263,7 +264,7 @@ func (e *Engine) recoverUploads() error {
 		return err
 	}
 	for batch := range batches(unknown, recoverBatch) {
-		_, err := e.catalog.Update(func(tx *catalog.Tx) error {
+		_, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 			for _, u := range batch {
 				if _, err := tx.Version(u.Ino, u.V); errors.Is(err, catalog.ErrNotExist) && u.State != catalog.Abandoned {
 					if err := e.abandonTx(tx, u); err != nil {

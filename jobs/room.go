@@ -14,7 +14,7 @@ import (
 // room returns how much of a file the cache can hold at once, with pieces of others on their way.
 func (r *recaller) room() int64 {
 	u := r.e.store.Usage()
-	all := min(u.CacheLimit, u.CacheBytes+max(u.Free-u.MinFree, 0))
+	all := min(u.CacheLimit, u.CacheBytes+max(u.CacheFree-u.CacheMinFree, 0))
 	return max(all-int64(r.o.fetches)*r.o.piece, all/2)
 }
 

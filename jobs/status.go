@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cache/content"
 )
 
 // Status is the whole daemon's (casfs status).
@@ -134,13 +135,41 @@ func (e *Engine) Status(ctx context.Context) (Status, error) {
 		s.Problems = append(s.Problems, fmt.Sprintf("%s cannot be uploaded: %s; its bytes are kept on this machine, and the upload is tried again every %s",
 			e.path(ino), why, retryPermanent))
 	}
-	if use.Throttled > 0 {
-		s.Problems = append(s.Problems, fmt.Sprintf("%d writers wait for room in the staging area (%d of %d bytes in use)",
-			use.Throttled, use.StagingBytes, use.StagingLimit))
-	}
+	s.Problems = append(s.Problems, e.roomProblems(use)...)
 	sort.Strings(s.Problems)
 	return s, nil
 }
+
+// roomProblems says what is short of room, and what comes of it.
+func (e *Engine) roomProblems(use content.Usage) []string {
+	var list []string
+	say := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
+	if err := e.catalog.Room(); err != nil && !e.opts.ReadOnly {
+		say("%v: nothing can be created, renamed or recorded until there is room on this disk; files can be read and deleted", err)
+	}
+	// What is cached goes when room is needed.
+	staging, cache := use.Free, use.CacheFree+use.CacheBytes
+	if use.OneDisk {
+		staging = cache
+	}
+	full := staging < use.MinFree+roomShort && !e.opts.ReadOnly
+	if use.Throttled > 0 {
+		say("%d writers wait for room in the staging area (%d of %d bytes in use, %d bytes of the disk free, %d are kept free)",
+			use.Throttled, use.StagingBytes, use.StagingLimit, use.Free, use.MinFree)
+	} else if full {
+		say("the disk of the staging area is full: %d bytes are free, %d are kept free; writers wait, and then fail with ENOSPC", use.Free, use.MinFree)
+	}
+	if use.Waiting > 0 {
+		say("%d recalls wait for room in the cache (%d of %d bytes in use, %d bytes of its disk free, %d are kept free)",
+			use.Waiting, use.CacheBytes, use.CacheLimit, use.CacheFree, use.CacheMinFree)
+	} else if cache < use.CacheMinFree+roomShort && !(full && use.OneDisk) {
+		say("the disk of the cache is full: %d bytes are free, %d are kept free; recalls wait for room", use.CacheFree, use.CacheMinFree)
+	}
+	return list
+}
+
+// roomShort is how little room above what is kept free is no room: a write brings up to 1 MiB.
+const roomShort = 2 << 20
 
 // fill adds the uploads to s.
 func (u *uploader) fill(s *Status) {

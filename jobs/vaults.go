@@ -38,7 +38,8 @@ func (e *Engine) Probe(ctx context.Context) error {
 func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
 	var added, gone, back, dropped []string
 	now := time.Now()
-	_, err := e.catalog.Update(func(tx *catalog.Tx) error {
+	// Reclaim, for a mount on a full disk needs it, to read and to delete.
+	_, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		added, gone, back, dropped = nil, nil, nil, nil
 		seen := map[string]bool{}
 		for _, info := range list {

@@ -72,6 +72,7 @@ type Options struct {
 	StagingLimit int64         // bytes; 0: 25 % of the file system
 	CacheLimit   int64         // bytes; 0: 25 % of the file system
 	MinFree      int64         // keep at least this much free; 0: 1 GiB or 5 %, whichever is less; negative: no floor
+	StateFree    int64         // keep at least this much free where StateDir is, for what else lives there; less on a small disk
 	StagingWait  time.Duration // how long a write waits for room; 0: 10 min; negative: not at all
 	// Evict must drop the local copy of a content file (recording it first) and
 	// call Remove, or return an error when it is pinned, open or being fetched. Called without locks held.
@@ -101,7 +102,10 @@ type Usage struct {
 	CacheBytes, CacheLimit     int64 // charged to the cache, reservations included
 	Reserved                   int64 // part of CacheBytes: promised by ReserveContent, not written yet
 	Free, MinFree              int64 // of the file system that holds staging
+	CacheFree, CacheMinFree    int64 // of the file system that new content goes to; perhaps the same
+	OneDisk                    bool  // both are the same
 	Throttled                  int   // writers waiting for room
+	Waiting                    int   // reservations waiting for room
 }
 
 // Entry is a local file as found on disk.

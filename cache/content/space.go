@@ -100,7 +100,8 @@ func (v *volume) has(n int64) bool {
 	return v.free-v.since-n >= v.minFree
 }
 
-func (s *Store) openSpace(minFree int64) error {
+// openSpace looks at the file systems. stateFree is kept free on the one that o.StateDir is on, if that is staging's.
+func (s *Store) openSpace(stateDir string, minFree, stateFree int64) error {
 	s.room = make(chan struct{})
 	s.evictPass = 1
 	open := func(dir string) (*volume, error) {
@@ -126,6 +127,13 @@ func (s *Store) openSpace(minFree int64) error {
 	var err error
 	if s.state, err = open(s.dirs[inStaging]); err != nil {
 		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(stateDir, &st); err != nil {
+		return err
+	}
+	if st.Dev == s.state.dev && stateFree > 0 {
+		s.state.minFree = max(s.state.minFree, stateFree)
 	}
 	s.cache = s.state
 	if d := s.dirs[inCache]; d != "" {
@@ -159,12 +167,14 @@ func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.state.has(0)
+	s.cache.has(0)
 	r := s.resvTotal - s.resvWritten
 	return Usage{
 		StagingBytes: s.used[acctStaging], StagingLimit: s.stagingLimit,
 		CacheBytes: s.used[acctCache] + r, CacheLimit: s.cacheLimit, Reserved: r,
 		Free: s.state.free, MinFree: max(0, s.state.minFree),
-		Throttled: s.waiters.len() + s.roomWaiters,
+		CacheFree: s.cache.free, CacheMinFree: max(0, s.cache.minFree), OneDisk: s.cache == s.state,
+		Throttled: s.waiters.len() + s.roomWaiters, Waiting: s.reservations.len(),
 	}
 }
 
@@ -246,7 +256,7 @@ func (s *Store) waitStaging(ctx context.Context, n int64, deadline time.Time) er
 		return nil
 	}
 	if !time.Now().Before(deadline) {
-		err := s.noRoomLocked()
+		err := s.noRoomLocked(n)
 		s.mu.Unlock()
 		return err
 	}
@@ -273,18 +283,19 @@ func (s *Store) waitStaging(ctx context.Context, n int64, deadline time.Time) er
 	default:
 	}
 	if err == nil {
-		err = s.noRoomLocked()
+		err = s.noRoomLocked(n)
 	}
 	s.waiters.remove(w)
 	s.roomLocked() // whoever stood behind may need less
 	return err
 }
 
-func (s *Store) noRoomLocked() error {
+// noRoomLocked says why n more bytes do not fit.
+func (s *Store) noRoomLocked(n int64) error {
 	switch over := s.overflowLocked(); {
 	case over > 0:
 		return fmt.Errorf("%w: staging holds %d of %d bytes and the cache is %d over its limit", ErrNoSpace, s.used[acctStaging], s.stagingLimit, over)
-	case !s.state.has(0):
+	case s.used[acctStaging]+n <= s.stagingLimit && !s.state.has(n):
 		return fmt.Errorf("%w: %s has %d bytes free, %d are to be kept free", ErrNoSpace, s.state.dir, s.state.free, s.state.minFree)
 	}
 	return fmt.Errorf("%w: staging holds %d of %d bytes", ErrNoSpace, s.used[acctStaging], s.stagingLimit)

@@ -130,7 +130,7 @@ func Open(o Options) (*Store, error) {
 			return nil, fmt.Errorf("local store: %w", noSpace(err))
 		}
 	}
-	if err := s.openSpace(o.MinFree); err != nil {
+	if err := s.openSpace(o.StateDir, o.MinFree, o.StateFree); err != nil {
 		return nil, fmt.Errorf("local store: %w", err)
 	}
 	if err := s.load(); err != nil {

@@ -4,5 +4,8 @@
 // program is started anew, and every promise of docs/SEMANTICS.md that an acknowledgement
 // made is held against what is there.
 //
+// It also fills the disks a mount lives on: writes must fail with ENOSPC, nothing acknowledged may be lost,
+// and everything goes on when there is room.
+//
 // CASFS_CRASHES is the number of kills (make crash sets 300); without it, a short run.
 package crash
