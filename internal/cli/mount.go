@@ -188,6 +188,8 @@ func (a *app) mount(ctx context.Context, m mountArgs) error {
 	if err := a.checkMountpoint(ctx, fuse, m.force); err != nil {
 		return err
 	}
+	m.mountpoint = realPath(m.mountpoint) // as the mount table will show it
+	fuse.Mountpoint = m.mountpoint
 	if m.daemon && !isDaemon() {
 		return a.spawn(ctx)
 	}

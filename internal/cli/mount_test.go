@@ -314,7 +314,7 @@ func TestMountRefusals(t *testing.T) {
 	pid := fmt.Sprint(m.pid())
 	fails := func(want string, env []string, args ...string) {
 		t.Helper()
-		v := &user{t: t, home: u.home, env: append(append([]string{}, u.env...), env...)}
+		v := &user{t: t, home: u.home, env: append(append([]string{}, u.env...), env...), limit: u.limit}
 		for _, how := range [][]string{nil, {"--daemon"}} {
 			r := v.casfs(append(append([]string{"mount"}, how...), args...)...)
 			first, _, _ := strings.Cut(r.err, "\n")
@@ -509,6 +509,42 @@ func TestStatusJSONIsStable(t *testing.T) {
 		if _, ok := got[0][key]; !ok {
 			t.Errorf("%q is missing in %v", key, got[0])
 		}
+	}
+	u.ok("umount", m.point)
+}
+
+// TestMountThroughSymlink: whichever name of the mount point is used, there is one mount.
+func TestMountThroughSymlink(t *testing.T) {
+	u := newUser(t)
+	if err := errors.Join(os.Mkdir(u.path("mnt"), 0o700), os.Mkdir(u.path("dir"), 0o700),
+		os.Symlink("../mnt", u.path("dir/link")), os.Symlink("dir/link", u.path("link"))); err != nil {
+		t.Fatal(err)
+	}
+	m := u.mount()
+	for _, names := range [][2]string{{"link", "mnt"}, {"mnt", "link"}, {"link", "dir/link"}, {"dir/../link", "mnt"}} {
+		if names[0] != "mnt" {
+			u.ok("umount", m.point)
+			m.point = u.path(names[0])
+			m.start()
+		}
+		var all []struct{ Mountpoint string }
+		u.json(&all, "status")
+		n := 0
+		for _, st := range all {
+			if strings.HasPrefix(st.Mountpoint, u.home) {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("mounted by %s, status lists %d mounts: %+v", names[0], n, all)
+		}
+		u.ok("status", u.path(names[1]))
+		u.ok("umount", u.path(names[1]))
+		if b, _ := os.ReadFile("/proc/self/mounts"); strings.Contains(string(b), u.home) {
+			t.Fatalf("mounted by %s, umount %s left\n%s", names[0], names[1], b)
+		}
+		m.point = u.path("mnt")
+		m.start()
 	}
 	u.ok("umount", m.point)
 }

@@ -83,7 +83,7 @@ func (a *app) gather(ctx context.Context, path string) ([]oneStatus, error) {
 			dead = append(dead, one)
 		}
 	}
-	var out []oneStatus
+	out := []oneStatus{} // not null, in JSON
 	for _, d := range ds {
 		st, err := d.client.Status(ctx)
 		d.client.Close()
@@ -112,7 +112,7 @@ func (a *app) statusTarget(ctx context.Context, path string) (*daemon, error) {
 		return d, err
 	}
 	for _, d := range a.known(ctx) {
-		if d.info.Mountpoint == path {
+		if d.info.Mountpoint == path || d.info.Mountpoint == mountName(path) {
 			return d, nil
 		}
 	}
@@ -125,9 +125,6 @@ func (a *app) status(ctx context.Context, path string) error {
 		return err
 	}
 	if a.json {
-		if all == nil {
-			all = []oneStatus{}
-		}
 		return a.printJSON(all)
 	}
 	if len(all) == 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -101,7 +102,7 @@ func (a *app) umount(ctx context.Context, arg string, timeout time.Duration, laz
 // daemonOf finds the daemon that mounts, or has just unmounted, a mount point;
 // nil when it has died and its mount was cleared away.
 func (a *app) daemonOf(ctx context.Context, point string) (*daemon, error) {
-	real := filepath.Join(realPath(filepath.Dir(point)), filepath.Base(point)) // without touching the mount
+	real := mountName(point)
 	for _, d := range a.known(ctx) {
 		// Also one that was unmounted by other means and is still archiving.
 		if d.info.Mountpoint == point || d.info.Mountpoint == real {
@@ -119,10 +120,10 @@ func (a *app) daemonOf(ctx context.Context, point string) (*daemon, error) {
 	if !mounted {
 		return nil, advise(fmt.Errorf("%s is no casfs mount point", point), "casfs status lists the mounts")
 	}
-	d, err := a.probeMount(ctx, point)
+	d, err := a.probeMount(ctx, real)
 	switch {
 	case errors.Is(err, fs.ErrStaleMount):
-		if err := fs.CleanStale(point); err != nil {
+		if err := fs.CleanStale(real); err != nil {
 			return nil, fmt.Errorf("clear the dead mount on %s: %w", point, err)
 		}
 		return nil, nil
@@ -130,4 +131,20 @@ func (a *app) daemonOf(ctx context.Context, point string) (*daemon, error) {
 		return nil, advise(fmt.Errorf("%s: %w", point, err), "fusermount3 -uz %s detaches it; what was written is in its state directory", point)
 	}
 	return d, err
+}
+
+// mountName is a mount point as the mount table shows it, found without a call into the mount, which may hang or be dead.
+func mountName(point string) string {
+	for range 40 { // as many symlinks as the kernel follows
+		point = filepath.Join(realPath(filepath.Dir(point)), filepath.Base(point))
+		to, err := os.Readlink(point)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(point), to)
+		}
+		point = to
+	}
+	return point
 }
