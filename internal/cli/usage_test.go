@@ -137,7 +137,7 @@ func TestSettingsPrecedence(t *testing.T) {
 	u := newUser(t)
 	value := func(name string, extra []string, args ...string) (string, string) {
 		t.Helper()
-		v := &user{t: t, home: u.home, env: append(append([]string{}, u.env...), extra...)}
+		v := &user{t: t, home: u.home, env: append(append([]string{}, u.env...), extra...), limit: u.limit}
 		var out struct {
 			Settings []struct{ Name, Value, From string }
 		}
@@ -183,7 +183,7 @@ func TestSettingsPrecedence(t *testing.T) {
 		t.Error("the secret key is shown")
 	}
 
-	v := &user{t: t, home: u.home, env: append(append([]string{}, u.env...), "CASFS_SETTLE=never")}
+	v := &user{t: t, home: u.home, env: append(append([]string{}, u.env...), "CASFS_SETTLE=never"), limit: u.limit}
 	if r := v.casfs("config", "show"); r.code != 2 || !strings.Contains(r.err, "CASFS_SETTLE") {
 		t.Errorf("a wrong value must name its source:\n%v", r)
 	}
