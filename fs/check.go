@@ -111,7 +111,7 @@ func checkMounted(dir string, e mountEntry) error {
 		select {
 		case err := <-answer:
 			if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) {
-				return fmt.Errorf("%w: %s (its daemon is gone; --force removes it, nothing is lost by that)", ErrStaleMount, dir)
+				return fmt.Errorf("%s: %w (--force clears it away; what was written goes on with the next mount)", dir, ErrStaleMount)
 			}
 		case <-time.After(answerTime):
 			return fmt.Errorf("%w: a casfs mount on %s does not answer", ErrBusyMount, dir)

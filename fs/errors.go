@@ -4,7 +4,7 @@ import "errors"
 
 // Errors of mounting.
 var (
-	ErrStaleMount = errors.New("mount point holds a dead casfs mount")
+	ErrStaleMount = errors.New("the casfs mounted here has died")
 	ErrBusyMount  = errors.New("mount point is in use")
 	ErrNoFuse     = errors.New("FUSE is not available")
 	ErrNotMounted = errors.New("not inside a casfs mount")

@@ -102,7 +102,7 @@ exec 3<&-
 
 echo unsaved > mnt/v/unsaved
 kill -9 "$(casfs status --json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p')"
-refused "dead casfs mount" casfs mount --daemon --local store mnt
+refused "has died" casfs mount --daemon --local store mnt
 casfs mount --daemon --force --local store mnt
 [ "$(cat mnt/v/unsaved)" = unsaved ]
 casfs umount mnt
