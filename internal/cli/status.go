@@ -233,6 +233,13 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 	tw.flush()
 
 	path := max(24, cols-44)
+	why := func(t table, text string) { // below what it is about, for errors are long
+		if text != "" {
+			for _, l := range wrap(text, cols-path-18) {
+				t.row("", "", "", l)
+			}
+		}
+	}
 	if len(s.Uploads) > 0 {
 		line("  uploading")
 		t := newTable(&b)
@@ -244,11 +251,12 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 			note := ""
 			switch {
 			case u.Permanent:
-				note = "refused for good: " + u.Error
+				note = "refused for good"
 			case u.Error != "":
-				note = fmt.Sprintf("attempt %d: %s", u.Attempts, u.Error)
+				note = fmt.Sprintf("attempt %d", u.Attempts)
 			}
 			t.row("    "+progress(u.Done, u.Size), sizeText(u.Size), shorten(inMount(s.Vault, u.Path), path), note)
+			why(t, u.Error)
 		}
 		t.flush()
 	}
@@ -268,10 +276,8 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 			if r.ETA != nil {
 				note += ", expected " + eta(*r.ETA, now)
 			}
-			if r.Error != "" {
-				note += ": " + r.Error
-			}
 			t.row("    "+progress(r.Done, r.Size), sizeText(r.Size), shorten(inMount(s.Vault, r.Path), path), note)
+			why(t, r.Error)
 		}
 		t.flush()
 	}

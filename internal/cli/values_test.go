@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/casfs/casfs/jobs"
 )
 
 func TestParseSize(t *testing.T) {
@@ -105,6 +107,30 @@ func TestDefaultDescription(t *testing.T) {
 	} {
 		if got := defaultDescription(name); got != want {
 			t.Errorf("%.20q: got %q, want %q", name, got, want)
+		}
+	}
+}
+
+// TestFormatStatus: an error is told below what it is about, on lines that a terminal holds.
+func TestFormatStatus(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	later := now.Add(3 * time.Hour)
+	long := strings.Repeat("no room in the local store ", 10)
+	st := oneStatus{Status: jobs.Status{
+		Mountpoint: "/m", PID: 7, Since: now.Add(-time.Minute),
+		Uploads:    []jobs.UploadStatus{{Path: "v/up", Size: 100, Done: 50, Attempts: 3, Error: long}},
+		Retrievals: []jobs.RetrievalStatus{{Path: "v/re", State: "waiting", Tier: "Bulk", Size: 10, Since: now.Add(-time.Second), ETA: &later, Error: "x\ny"}, {Path: "v/other", State: "waiting", Size: 10, Since: now}},
+		Problems:   []string{long},
+	}, Vault: "v"}
+	got := formatStatus(st, 80, now)
+	for l := range strings.Lines(got) {
+		if len(l) > 81 {
+			t.Errorf("a line of %d: %s", len(l), l)
+		}
+	}
+	for _, want := range []string{" 50 %  100 B  up  attempt 3\n", "re     waiting, bulk, 1s ago, expected in 3h00m\n", "  x y\n", "  ! no room"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("want %q in\n%s", want, got)
 		}
 	}
 }
