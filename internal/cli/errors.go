@@ -13,6 +13,7 @@ import (
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cas"
 	"github.com/casfs/casfs/cas/local"
+	"github.com/casfs/casfs/fs"
 	"github.com/casfs/casfs/internal/control"
 	"github.com/casfs/casfs/jobs"
 )
@@ -184,6 +185,8 @@ func advice(err error) string {
 		return "this state directory was written by a newer casfs; use that one"
 	case is(catalog.ErrDamaged):
 		return "nothing was changed; keep a copy of the state directory before trying anything"
+	case is(fs.ErrStaleMount):
+		return "a casfs died here; mount again with --force to clear it away (nothing is lost: what was written is in the state directory)"
 	case is(control.ErrGone):
 		return "look at the end of its log; mounting again goes on where it stopped"
 	}

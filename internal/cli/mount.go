@@ -331,6 +331,9 @@ func (a *app) checkMountpoint(ctx context.Context, o fs.Options, force bool) err
 		fmt.Fprintf(a.errOut, "casfs: cleared the dead mount on %s\n", o.Mountpoint)
 		err = fs.Check(o)
 	}
+	if errors.Is(err, fs.ErrStaleMount) {
+		return fmt.Errorf("%w: %s", fs.ErrStaleMount, o.Mountpoint) // advice says the rest
+	}
 	if errors.Is(err, fs.ErrBusyMount) {
 		if d, derr := a.daemonAt(ctx, o.Mountpoint); derr == nil {
 			return advise(fmt.Errorf("%s is in use by casfs, pid %d", o.Mountpoint, d.info.PID), "casfs umount %s unmounts it", o.Mountpoint)
