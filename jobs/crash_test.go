@@ -432,7 +432,8 @@ func (r *rig) wantClean(twice bool) {
 		}))
 		return !busy
 	})
-	for intent, n := range r.archives() {
+	held := r.archives()
+	for intent, n := range held {
 		switch {
 		case !known[intent] && !uncertain[intent]:
 			t.Errorf("archive of unknown intent %s", intent)
@@ -441,7 +442,7 @@ func (r *rig) wantClean(twice bool) {
 		}
 	}
 	for intent := range known {
-		if r.archives()[intent] == 0 {
+		if held[intent] == 0 {
 			t.Errorf("no archive of intent %s", intent)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -79,6 +80,112 @@ func TestLostRepliesMakeNoSilentDuplicate(t *testing.T) {
 	}
 	r.evict(ino)
 	r.expect(ino, data)
+}
+
+// An archive of other bytes than were sent is not kept beside the right one.
+func TestRefusedArchiveGoesToTheTrash(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.TrashAge = -1 })
+	r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.WrongHash, Count: 2})
+	ino := r.write("f", []byte("sent three times"))
+	r.sync()
+	if n := r.srv.Count(cas.OpUploadArchive); n != 3 {
+		t.Errorf("%d requests", n)
+	}
+	r.wantClean(false)
+	r.wantArchives(1)
+	r.evict(ino)
+	r.expect(ino, []byte("sent three times"))
+}
+
+// One request in twenty fails, in every way there is, and a thousand files arrive.
+func TestThousandFilesThroughFaults(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) {
+			o.TrashAge, o.virtualTime = -1, true
+			o.PollMin, o.PollMax = time.Second, time.Minute
+			o.GuardFiles, o.GuardBytes = -1, -1
+		})
+		defer r.close()
+		faults := []castest.Fault{
+			{Kind: castest.Status}, {Kind: castest.Status, Code: "ThrottlingException", HTTPStatus: 400},
+			{Kind: castest.Reset}, {Kind: castest.CutRequest, Bytes: 1000}, {Kind: castest.CutReply, Bytes: 20},
+			{Kind: castest.Delay, Delay: 3 * time.Second}, {Kind: castest.Corrupt, Bytes: 10}, {Kind: castest.CorruptRequest, Bytes: 50},
+			{Kind: castest.WrongHash}, {Kind: castest.LoseReply},
+		}
+		var mend []func()
+		inject := func() {
+			for _, f := range faults {
+				f.Op, f.Probability = "*", 0.05/float64(len(faults))
+				mend = append(mend, r.srv.Inject(f))
+			}
+		}
+		stop := func() {
+			for _, f := range mend {
+				f()
+			}
+			mend = nil
+		}
+		inject()
+		rng := rand.New(rand.NewPCG(1, 5))
+		want := map[uint64][]byte{}
+		segments, parts := 0, 0
+		for i := range 1000 {
+			var size int
+			switch {
+			case i%100 == 7: // segments of 8 MiB, in parts of 1 MiB
+				size = 9<<20 + rng.IntN(2<<20)
+			case i%25 == 3: // parts
+				size = 2<<20 + 1 + rng.IntN(1<<20)
+			case i%5 == 0:
+				size = 1 + rng.IntN(256<<10)
+			default:
+				size = 1 + rng.IntN(16<<10)
+			}
+			segments += (size + 8<<20 - 1) / (8 << 20)
+			if size > 2<<20 {
+				parts += (min(size, 8<<20) + 1<<20 - 1) >> 20
+			}
+			data := pattern(size, uint64(i))
+			want[r.write(fmt.Sprintf("f%d", i), data)] = data
+		}
+		r.must(r.e.Sync(context.Background(), nil, nil))
+		requests := r.srv.Count("*")
+		if n := r.srv.Count(cas.OpUploadPart); n < parts {
+			t.Errorf("%d parts sent, of %d", n, parts)
+		}
+		for ino := range want {
+			r.wantState(ino, "resident")
+		}
+		// What a lost answer may have left at the service, the inventory finds.
+		r.must(r.e.Inventory(context.Background(), "v", true, nil))
+		stop() // the test's own questions are not the subject
+		twice := 0
+		for _, n := range r.archives() {
+			twice += n - 1
+		}
+		_, err := r.e.Purge(context.Background(), nil)
+		r.must(err)
+		r.wantClean(false)
+		r.wantArchives(segments)
+		// They come back through the same faults.
+		inject()
+		_, err = r.e.Evict(context.Background(), []uint64{r.vault}, true)
+		r.must(err)
+		res, err := r.e.Recall(context.Background(), RecallRequest{Inos: []uint64{r.vault}, Recursive: true, Wait: true}, nil)
+		if err != nil || res.Local != 1000 {
+			t.Errorf("recall: %+v, %v", res, err)
+		}
+		for ino, data := range want {
+			r.expect(ino, data)
+		}
+		stop()
+		st, err := r.e.Status(context.Background())
+		r.must(err)
+		if len(st.Problems) > 0 {
+			t.Errorf("status: %q", st.Problems)
+		}
+		t.Logf("%d requests for %d archives; %d archives of lost answers were found", requests, segments, twice)
+	})
 }
 
 func TestPermanentFailure(t *testing.T) {

@@ -617,6 +617,9 @@ func (e *Engine) sendSingle(ctx context.Context, t *task, l *content.File, u *ca
 		if errors.Is(err, cas.ErrUnknown) {
 			e.markUncertain(u)
 		}
+		if id != "" {
+			err = errors.Join(err, e.refuseArchive(newArchive(u, id, sum.Tree)))
+		}
 		return catalog.Archive{}, err
 	}
 	e.hit("single.answered")
@@ -644,6 +647,19 @@ func (e *Engine) markUncertain(u *catalog.Upload) {
 	u.Uncertain = true
 	e.log.Warn("the answer to an upload was lost; a later inventory finds the archive it may have made",
 		"path", e.path(u.Ino), "intent", u.Intent)
+}
+
+// refuseArchive puts an archive into the trash that the service has made of other bytes than were sent.
+func (e *Engine) refuseArchive(a catalog.Archive) error {
+	_, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
+		a.Num = tx.NextID()
+		e.trash(&a, time.Now())
+		return tx.PutArchive(a)
+	})
+	if err == nil {
+		e.bin.kickTrash()
+	}
+	return err
 }
 
 // readFull reads all of b; a file that is shorter has changed.

@@ -18,14 +18,15 @@ type Kind int
 
 // The faults.
 const (
-	Status     Kind = iota // answer Code/HTTPStatus instead of doing the work
-	Reset                  // break the connection before the work
-	CutRequest             // break after Bytes of the request body
-	CutReply               // break after Bytes of the reply body
-	Delay                  // wait Delay first
-	Corrupt                // flip one byte of the reply body at Bytes
-	WrongHash              // falsify x-cas-sha256-tree-hash of the reply
-	LoseReply              // do the work, then break the connection
+	Status         Kind = iota // answer Code/HTTPStatus instead of doing the work
+	Reset                      // break the connection before the work
+	CutRequest                 // break after Bytes of the request body
+	CutReply                   // break after Bytes of the reply body
+	Delay                      // wait Delay first
+	Corrupt                    // flip one byte of the reply body at Bytes
+	WrongHash                  // falsify x-cas-sha256-tree-hash of the reply
+	LoseReply                  // do the work, then break the connection
+	CorruptRequest             // flip one byte of the request body at Bytes
 )
 
 // Fault injects Kind into calls of Op ("" or "*": any). After Skip matching calls

@@ -96,6 +96,8 @@ func (t transport) roundTrip(req *http.Request) (*http.Response, error) {
 			rep.wrongHash = true
 		case LoseReply:
 			rep.lose = true
+		case CorruptRequest:
+			body.corrupt = f.Bytes
 		}
 	}
 
@@ -206,6 +208,8 @@ type requestBody struct {
 	ctx  context.Context
 	size int64
 	cut  int64 // break here; -1: not
+	// corrupt is where a byte is flipped; -1: nowhere.
+	corrupt int64
 
 	under io.ReadCloser
 	once  sync.Once
@@ -217,7 +221,7 @@ type requestBody struct {
 }
 
 func newBody(req *http.Request) *requestBody {
-	b := &requestBody{ctx: req.Context(), size: req.ContentLength, cut: -1, under: req.Body}
+	b := &requestBody{ctx: req.Context(), size: req.ContentLength, cut: -1, corrupt: -1, under: req.Body}
 	if req.Body == nil {
 		b.under, b.size = http.NoBody, 0
 	}
@@ -247,6 +251,9 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := b.under.Read(p)
+	if i := b.corrupt - b.n; b.corrupt >= 0 && i >= 0 && i < int64(n) {
+		p[i] ^= 1
+	}
 	b.n += int64(n)
 	if err == io.EOF && b.size >= 0 && b.n < b.size {
 		err = io.ErrUnexpectedEOF
