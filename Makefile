@@ -6,7 +6,7 @@
 # make bench      the benchmarks (docs/benchmarks.md)
 # make crash      kill the mounted program 300 times, and its parts a thousand times, and look whether anything is lost
 # make model      a long run of random operations against a plain directory
-# make test-big   the service verbs with 1 GiB, 200 000 files in a directory, every user's every call
+# make test-big   the service verbs with 1 GiB, 200 000 files in a directory, every user's every call, sweeps
 # make foreign    a vault of 25 000 archives with every kind of description
 # make fuzz       every fuzz target for FUZZTIME
 # make tools      install or name the programs that tests need
@@ -58,7 +58,7 @@ model: tools
 
 test-big: tools
 	CASFS_TEST_BIG=1 $(GO) test -timeout 30m -v -run 'Service|Resume' ./internal/cli
-	CASFS_TEST_BIG=1 $(GO) test -timeout 30m -v -run 'Users|LargeDirectory' ./fs
+	CASFS_TEST_BIG=1 $(GO) test -timeout 30m -v -run 'Users|LargeDirectory|NewMachine|Sweeps' ./fs
 
 foreign: tools
 	CASFS_FOREIGN=25000 $(GO) test -timeout 60m -v -run TestForeignVault ./internal/cli

@@ -58,10 +58,16 @@ const vault = "vault"
 // mountForTest mounts the account's tree, or with jobs.Options.Vault that vault's. change may be nil.
 func mountForTest(t *testing.T, delays local.Delays, change func(*jobs.Options, *Options)) *mounted {
 	t.Helper()
+	return mountStore(t, local.Options{Delays: delays}, change)
+}
+
+// mountStore is mountForTest of a store with options.
+func mountStore(t *testing.T, store local.Options, change func(*jobs.Options, *Options)) *mounted {
+	t.Helper()
 	requireFuse(t)
 	dir := t.TempDir() // first, so that its removal runs after the unmount below
 	x := &mounted{t: t, dir: dir, logs: &logs{}}
-	x.store = castest.New(t, local.Options{Delays: delays})
+	x.store = castest.New(t, store)
 	x.client = x.store.Client(t)
 	if _, err := x.client.CreateVault(t.Context(), vault); err != nil {
 		t.Fatal(err)

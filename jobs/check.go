@@ -30,11 +30,15 @@ func (e *Engine) Check(ctx context.Context, inventory, repair bool, report func(
 		return err
 	}
 	for _, v := range vaults {
-		if err := e.Inventory(ctx, v.Name, true, nil); err != nil {
-			report(fmt.Sprintf("the inventory of vault %s failed: %v", v.Name, err))
+		if v.Gone {
+			report(fmt.Sprintf("the service no longer lists the vault %s", v.Name))
+			continue
+		}
+		if err := e.checkVault(ctx, v, report); err != nil {
+			return err
 		}
 	}
-	return e.checkArchives(ctx, report)
+	return nil
 }
 
 // checkLocal looks for versions whose local file is missing or of the wrong
@@ -142,33 +146,4 @@ func (e *Engine) knows(id uint64) bool {
 		return nil
 	})
 	return found || err != nil
-}
-
-// checkArchives reports archives that inventories no longer list.
-func (e *Engine) checkArchives(ctx context.Context, report func(string)) error {
-	var lost []catalog.Archive
-	err := e.catalog.View(func(tx *catalog.Tx) error {
-		vaults, err := tx.Vaults()
-		if err != nil {
-			return err
-		}
-		for _, v := range vaults {
-			for a, err := range tx.Archives(v.Ino) {
-				if err != nil {
-					return err
-				}
-				if a.State == catalog.Missing || a.State == catalog.Live && a.Misses > 0 {
-					lost = append(lost, a)
-				}
-			}
-		}
-		return ctx.Err()
-	})
-	if err != nil {
-		return err
-	}
-	for _, a := range lost {
-		report(fmt.Sprintf("%s: archive %s of vault %s is missing from the inventory", e.path(a.Ino), a.ID, a.VaultName))
-	}
-	return nil
 }

@@ -24,6 +24,11 @@ type inventory struct {
 	entries int64 // merged so far
 	total   int64 // as the service counted last, -1 unknown
 
+	first    bool      // nothing of the vault was merged before
+	resumed  bool      // begun by an earlier run of the program, which merged pages of it
+	findings []finding // what does not agree with the catalog; complete unless resumed
+	more     int       // findings that are not kept
+
 	// What the vault's loop is to look for in its list of jobs.
 	polled      bool
 	asked       time.Time // of the job; how often the list is read follows from it
@@ -227,7 +232,12 @@ func (r *recaller) startInventory(v catalog.Vault) (*inventory, error) {
 // Inventory starts (or adopts) an inventory of a vault ("": of each) and with wait blocks until it is merged.
 // Ending ctx leaves it going.
 func (e *Engine) Inventory(ctx context.Context, vault string, wait bool, progress func(Progress)) error {
-	r := e.recall
+	_, err := e.recall.takeInventory(ctx, vault, wait, progress)
+	return err
+}
+
+func (r *recaller) takeInventory(ctx context.Context, vault string, wait bool, progress func(Progress)) ([]*inventory, error) {
+	e := r.e
 	var vaults []catalog.Vault
 	err := e.catalog.View(func(tx *catalog.Tx) error {
 		if vault == "" {
@@ -240,7 +250,14 @@ func (e *Engine) Inventory(ctx context.Context, vault string, wait bool, progres
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("vault %s: %w", vault, err)
+		return nil, fmt.Errorf("vault %s: %w", vault, err)
+	}
+	select {
+	case <-r.started: // a verb may come in before Run
+	case <-r.stop:
+		return nil, ErrClosing
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	var running []*inventory
 	for _, v := range vaults {
@@ -249,12 +266,12 @@ func (e *Engine) Inventory(ctx context.Context, vault string, wait bool, progres
 		}
 		inv, err := r.startInventory(v)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		running = append(running, inv)
 	}
 	if !wait {
-		return nil
+		return running, nil
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -274,7 +291,7 @@ func (e *Engine) Inventory(ctx context.Context, vault string, wait bool, progres
 				ended = true
 			case <-tick.C:
 			case <-ctx.Done():
-				return ctx.Err()
+				return running, ctx.Err()
 			}
 			report(inv)
 		}
@@ -282,7 +299,7 @@ func (e *Engine) Inventory(ctx context.Context, vault string, wait bool, progres
 			first = fmt.Errorf("inventory of vault %s: %w", inv.name, inv.err)
 		}
 	}
-	return first
+	return running, first
 }
 
 // errNoInventory is a job that gave none: failed, or expired before it was read.
@@ -306,6 +323,7 @@ func (r *recaller) runInventory(ctx context.Context, inv *inventory) error {
 				return err
 			}
 		}
+		inv.first, inv.resumed = v.Merged == 0, rec.Page > 0
 		return putInventory(tx, inv.ino, rec)
 	}); err != nil {
 		return err

@@ -489,3 +489,95 @@ func TestStateDirectoryOfYesterday(t *testing.T) {
 		}
 	})
 }
+
+// Check holds what the vault says of each archive against the catalog, and recalls nothing.
+func TestCheckWithInventory(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "expedited" })
+		ids := make(map[string]string)
+		for _, name := range []string{"good", "size", "hash", "young", "gone"} {
+			ino, _ := r.coldFile(name, 1000)
+			s, err := r.e.Stat(t.Context(), ino)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids[name] = s.Archives[0].ID
+		}
+		check := func() []string {
+			t.Helper()
+			var problems []string
+			if err := r.e.Check(t.Context(), true, false, func(p string) { problems = append(problems, p) }); err != nil {
+				t.Fatal(err)
+			}
+			slices.Sort(problems)
+			return problems
+		}
+		if got := check(); len(got) != 0 {
+			t.Errorf("at first: %q", got)
+		}
+		time.Sleep(50 * time.Hour)
+		young, _ := r.coldFile("young2", 1000)
+		s, err := r.e.Stat(t.Context(), young)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range []string{s.Archives[0].ID, ids["gone"]} {
+			if err := r.client.DeleteArchive(t.Context(), "v", id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
+			for _, name := range []string{"size", "hash"} {
+				a, err := tx.ArchiveByID(r.vault, ids[name])
+				if err != nil {
+					return err
+				}
+				if name == "size" {
+					a.Size++
+				} else {
+					a.TreeHash[0]++
+				}
+				if err := tx.PutArchive(a); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		want := []string{
+			"/v/gone: archive " + ids["gone"] + " of vault v is missing from the inventory of ",
+			"/v/hash: archive " + ids["hash"] + " of vault v is not what was uploaded: 1000 bytes with tree hash ",
+			"/v/size: archive " + ids["size"] + " of vault v is not what was uploaded: 1000 bytes with tree hash ",
+			"/v/young2: archive " + s.Archives[0].ID + " of vault v is missing from the inventory of ",
+		}
+		compare := func(got []string) {
+			t.Helper()
+			if !slices.EqualFunc(got, want, strings.HasPrefix) {
+				t.Errorf("got  %q\nwant %q…", got, want)
+			}
+		}
+		got := check()
+		compare(got)
+		if len(got) == 4 && (strings.Contains(got[0], "lag behind") || !strings.Contains(got[3], "lag behind")) {
+			t.Errorf("only the young one may be missing for its youth: %q", got)
+		}
+		// The program is stopped while the inventory runs, and after its first page: the check begins anew.
+		r.stop()
+		r.inventoryLimit = 2
+		r.start()
+		if err := r.e.Inventory(t.Context(), "v", false, nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Hour)
+		r.restart()
+		want[0] = "/v/gone: archive " + ids["gone"] + " of vault v is gone: two inventories, the last of "
+		compare(check())
+		if n := r.srv.Count(cas.OpJobOutput); n > 12 {
+			t.Errorf("%d outputs were read", n)
+		}
+		if got := r.state(young); got != "cold" {
+			t.Errorf("state %s", got)
+		}
+	})
+}

@@ -24,6 +24,7 @@ type merger struct {
 	names   []catalog.Dirent // appeared
 	back    []verKey         // archives that were missing
 	newer   map[string]bool  // gatherings that may have a newer version than is shown
+	found   []finding
 	trashed bool
 }
 
@@ -48,7 +49,7 @@ func (m *merger) flush() error {
 	}
 	now := time.Now()
 	_, err := m.r.e.catalog.Update(func(tx *catalog.Tx) error {
-		m.names, m.back, m.newer, m.trashed = nil, nil, make(map[string]bool), false
+		m.names, m.back, m.newer, m.found, m.trashed = nil, nil, make(map[string]bool), nil, false
 		for _, e := range m.batch {
 			if err := m.entry(tx, e, now); err != nil {
 				return fmt.Errorf("archive %.20s…: %w", e.ArchiveID, err)
@@ -63,6 +64,7 @@ func (m *merger) flush() error {
 	m.batch = m.batch[:0]
 	m.r.mu.Lock()
 	m.inv.entries += int64(n)
+	m.inv.noteLocked(m.found)
 	m.r.mu.Unlock()
 	for _, key := range m.back {
 		m.r.unmarkDamaged(key, missingText)
@@ -100,6 +102,7 @@ func (m *merger) entry(tx *catalog.Tx, e cas.InventoryEntry, now time.Time) erro
 	}
 	md, ok := parseDescription(e.Description)
 	if !ok {
+		m.unknown(a)
 		return m.foreign(tx, a, now)
 	}
 	a.Intent = md.Intent
@@ -117,8 +120,10 @@ func (m *merger) entry(tx *catalog.Tx, e cas.InventoryEntry, now time.Time) erro
 	}
 	switch twin, err := tx.ArchiveByIntent(md.Intent); {
 	case err == nil && !sameBytes(twin, a):
+		m.unknown(a)
 		return m.beside(tx, a, md, twin, now)
 	case err == nil:
+		m.find(a.ID, "holds what archive %s holds; it goes to the trash", twin.ID)
 		m.r.log.Info("an archive was uploaded twice; the second goes to the trash", "vault", m.inv.name, "archive", a.ID, "first", twin.ID, "path", md.Path)
 		m.toTrash(&a, now)
 		return tx.PutArchive(a)
@@ -135,12 +140,25 @@ func (m *merger) entry(tx *catalog.Tx, e cas.InventoryEntry, now time.Time) erro
 		case busy:
 			return nil // on its way there right now; the next inventory tells
 		case same:
+			m.find(a.ID, "holds what another archive of the file holds; it goes to the trash")
 			m.r.log.Info("an archive was uploaded twice; the second goes to the trash", "vault", m.inv.name, "archive", a.ID, "path", md.Path)
 			m.toTrash(&a, now)
 			return tx.PutArchive(a)
 		}
 	}
+	m.unknown(a)
 	return m.gather(tx, a, md, now)
+}
+
+// unknown notes an archive the catalog knew nothing of. At first that is all of them.
+func (m *merger) unknown(a catalog.Archive) {
+	if !m.inv.first {
+		m.find(a.ID, "was not known, %d bytes described as %.200q; it is shown as a file now", a.Size, a.Description)
+	}
+}
+
+func (m *merger) find(id, format string, args ...any) {
+	m.found = append(m.found, finding{id, fmt.Sprintf(format, args...)})
 }
 
 // compare says whether the inode that an archive's description names holds the same bytes in another
@@ -198,6 +216,8 @@ func (m *merger) known(tx *catalog.Tx, a catalog.Archive, e cas.InventoryEntry, 
 		a.TreeHash = e.TreeHash
 	}
 	if a.Size != e.Size || a.TreeHash != e.TreeHash && !e.TreeHash.IsZero() {
+		m.find(a.ID, "is not what was uploaded: %d bytes with tree hash %s by the inventory, %d with %s by the catalog",
+			e.Size, e.TreeHash, a.Size, cas.Hash(a.TreeHash))
 		m.r.log.Error("the vault's archive is not what was uploaded", "vault", m.inv.name, "archive", a.ID,
 			"size", e.Size, "recorded size", a.Size, "tree hash", e.TreeHash, "recorded tree hash", cas.Hash(a.TreeHash))
 	}

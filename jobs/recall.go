@@ -27,6 +27,7 @@ type recaller struct {
 
 	mu        sync.Mutex
 	running   bool
+	started   chan struct{}   // closed by run
 	ctx       context.Context // of run
 	wg        sync.WaitGroup  // run's goroutines
 	stopped   bool
@@ -90,6 +91,7 @@ func newRecaller(e *Engine) *recaller {
 	r := &recaller{
 		e: e, log: e.log,
 		stop:        make(chan struct{}),
+		started:     make(chan struct{}),
 		work:        make(chan struct{}),
 		byArc:       make(map[uint64][]*retrieval),
 		byKey:       make(map[verKey][]*retrieval),
@@ -242,6 +244,7 @@ func (r *recaller) load() error {
 func (r *recaller) run(ctx context.Context) error {
 	r.mu.Lock()
 	r.running, r.ctx = true, ctx
+	close(r.started)
 	for name := range r.byVault {
 		r.kickLocked(name)
 	}
