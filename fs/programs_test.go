@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"syscall"
 
@@ -22,6 +23,8 @@ func program(name string, args []string) error {
 		return faultProgram(args)
 	case "mmap":
 		return mmapProgram(args)
+	case "urgent":
+		return urgentProgram(args)
 	}
 	return fmt.Errorf("no program %q", name)
 }
@@ -38,6 +41,48 @@ func readProgram(args []string) error {
 	buf := make([]byte, 4096)
 	n, err := unix.Read(fd, buf)
 	fmt.Println("read", n, err)
+	os.Exit(0)
+	return nil
+}
+
+// urgentProgram reads the files args with read(2) in a thread that gets SIGURG all the time, as the Go runtime sends it to
+// preempt goroutines. It prints how many bytes came, or the first error, and how often it was interrupted.
+func urgentProgram(args []string) error {
+	runtime.LockOSThread()
+	tid := unix.Gettid()
+	stop := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				unix.Tgkill(os.Getpid(), tid, unix.SIGURG)
+				runtime.Gosched()
+			}
+		}
+	}()
+	total := 0
+	for _, name := range args {
+		fd, err := unix.Open(name, unix.O_RDONLY, 0)
+		if err != nil {
+			return fmt.Errorf("open %s: %w", name, err)
+		}
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := unix.Read(fd, buf)
+			if err != nil {
+				return fmt.Errorf("read %s: %w", name, err)
+			}
+			if n == 0 {
+				break
+			}
+			total += n
+		}
+		unix.Close(fd)
+	}
+	close(stop)
+	fmt.Println("read", total)
 	os.Exit(0)
 	return nil
 }
