@@ -117,6 +117,11 @@ type Engine struct {
 	streamAbove int64 // open files are streamed from this length on
 
 	closing atomic.Bool
+	// flushes counts the moments when sizes and times moved from a live file to the catalog.
+	flushes atomic.Uint64
+	// wasRead, when a test sets it, is called between reading the catalog and looking for live files.
+	wasRead func()
+
 	// failpoint, when a test sets it, is called between durable steps with the
 	// name of the point; a test panics or stops there and opens the state directory anew.
 	failpoint func(name string)

@@ -329,6 +329,7 @@ func (f *file) flushLocked() error {
 	if err != nil {
 		return err
 	}
+	f.e.flushes.Add(1)
 	f.dirty = false
 	f.inode = want
 	if f.stagingLocked() {

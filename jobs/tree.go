@@ -96,17 +96,36 @@ func blocks(size, local int64) int64 {
 	return max((local+511)/512, 1)
 }
 
-// attr returns the attributes of an inode as just read from the catalog, with what its live file knows better.
-func (e *Engine) attr(i catalog.Inode, v catalog.Version) Attr {
+// attr returns the attributes of an inode as read from the catalog, with what its live file
+// knows better. A file that was live when the catalog was read may be so no more: then what it knew is in
+// the catalog now, and that is read again. flushes is Engine.flushes from before the reading.
+func (e *Engine) attr(i catalog.Inode, v catalog.Version, flushes uint64) (Attr, error) {
 	if i.Mode&syscall.S_IFMT != syscall.S_IFREG {
-		return attrOf(i)
+		return attrOf(i), nil
 	}
-	if f := e.live(i.Ino); f != nil {
-		f.mu.Lock()
-		a := f.attrLocked()
-		f.mu.Unlock()
-		f.put()
-		return a
+	if e.wasRead != nil {
+		e.wasRead()
+	}
+	for {
+		if f := e.live(i.Ino); f != nil {
+			f.mu.Lock()
+			a := f.attrLocked()
+			f.mu.Unlock()
+			f.put()
+			return a, nil
+		}
+		now := e.flushes.Load()
+		if now == flushes {
+			break
+		}
+		flushes = now
+		err := e.catalog.View(func(tx *catalog.Tx) (err error) {
+			i, v, err = inodeTx(tx, i.Ino)
+			return err
+		})
+		if err != nil {
+			return Attr{}, err
+		}
 	}
 	a := attrOf(i)
 	var local int64
@@ -116,7 +135,7 @@ func (e *Engine) attr(i catalog.Inode, v catalog.Version) Attr {
 		}
 	}
 	a.Blocks = blocks(i.Size, local)
-	return a
+	return a, nil
 }
 
 // inodeTx reads an inode and, for a file, its current version.
@@ -140,6 +159,7 @@ func (e *Engine) failed(op string, ino uint64, name string, err error) error {
 func (e *Engine) Lookup(ctx context.Context, parent uint64, name string) (Attr, error) {
 	var i catalog.Inode
 	var v catalog.Version
+	flushes := e.flushes.Load()
 	err := e.catalog.View(func(tx *catalog.Tx) error {
 		d, err := tx.Lookup(parent, name)
 		if err != nil {
@@ -151,9 +171,9 @@ func (e *Engine) Lookup(ctx context.Context, parent uint64, name string) (Attr, 
 	if err != nil {
 		return Attr{}, err
 	}
-	a := e.attr(i, v)
+	a, err := e.attr(i, v, flushes)
 	a.Parent = parent
-	return a, nil
+	return a, err
 }
 
 // Find is Lookup of what the directory alone knows. Errors: catalog.ErrNotExist, catalog.ErrNotDir.
@@ -175,6 +195,7 @@ func (e *Engine) Getattr(ctx context.Context, ino uint64) (Attr, error) {
 		f.put()
 		return a, nil
 	}
+	flushes := e.flushes.Load()
 	var i catalog.Inode
 	var v catalog.Version
 	err := e.catalog.View(func(tx *catalog.Tx) error {
@@ -185,7 +206,7 @@ func (e *Engine) Getattr(ctx context.Context, ino uint64) (Attr, error) {
 	if err != nil {
 		return Attr{}, err
 	}
-	return e.attr(i, v), nil
+	return e.attr(i, v, flushes)
 }
 
 // Setattr changes attributes. A size change of a cold file to other than 0 recalls it first (under the recall policy, waits).
@@ -376,6 +397,7 @@ func (e *Engine) Link(ctx context.Context, ino, parent uint64, name string) (Att
 	if err := e.writable(); err != nil {
 		return Attr{}, err
 	}
+	flushes := e.flushes.Load()
 	var i catalog.Inode
 	var v catalog.Version
 	_, err := e.catalog.Update(func(tx *catalog.Tx) error {
@@ -396,9 +418,9 @@ func (e *Engine) Link(ctx context.Context, ino, parent uint64, name string) (Att
 		return Attr{}, e.failed("link", parent, name, err)
 	}
 	e.refresh(ino)
-	a := e.attr(i, v)
+	a, err := e.attr(i, v, flushes)
 	a.Parent = parent
-	return a, nil
+	return a, err
 }
 
 // refresh makes the live file of ino, if there is one, see what a transaction did to its inode.
@@ -522,6 +544,7 @@ func (e *Engine) ReadDir(ctx context.Context, dir, after uint64, limit int) ([]E
 // ReadDirPlus is ReadDir with the attributes of each entry. What it returns belongs
 // together; it must not be kept longer than the request it is for. An entry whose inode is gone has none (Ino 0).
 func (e *Engine) ReadDirPlus(ctx context.Context, dir, after uint64, limit int) ([]Entry, []Attr, error) {
+	flushes := e.flushes.Load()
 	var found []catalog.Listing
 	err := e.catalog.View(func(tx *catalog.Tx) (err error) {
 		found, err = tx.ReadDirPlus(dir, after, limit)
@@ -535,7 +558,10 @@ func (e *Engine) ReadDirPlus(ctx context.Context, dir, after uint64, limit int) 
 		d := &found[i]
 		list[i] = Entry{Name: d.Name, Ino: d.Ino, Type: d.Type, Cookie: d.Cookie}
 		if d.Inode.Ino != 0 {
-			attrs[i] = e.attr(d.Inode, d.Version)
+			if attrs[i], err = e.attr(d.Inode, d.Version, flushes); err != nil {
+				attrs[i] = Attr{} // gone meanwhile, or worth a look of its own
+				continue
+			}
 			attrs[i].Parent = dir
 		}
 	}
