@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -235,7 +236,9 @@ func (a *app) trashListCmd() *cobra.Command {
 			if a.json {
 				views := make([]trashView, 0, len(entries))
 				for _, e := range entries {
-					views = append(views, trashView(e))
+					v := trashView(e)
+					v.Path = inMount("", v.Path)
+					views = append(views, v)
 				}
 				return a.printJSON(views)
 			}
@@ -246,7 +249,7 @@ func (a *app) trashListCmd() *cobra.Command {
 			t := newTable(a.out)
 			t.row("DELETED AFTER", "UPLOADED", "SIZE", "FILE", "ARCHIVE")
 			for _, e := range entries {
-				t.row(when(e.Deadline), when(e.Uploaded), sizeText(e.Size), e.Vault+"/"+strings.TrimPrefix(e.Path, e.Vault+"/"), e.ArchiveID)
+				t.row(when(e.Deadline), when(e.Uploaded), sizeText(e.Size), dash(inMount(d.info.Vault, e.Path)), e.ArchiveID)
 			}
 			t.flush()
 			return nil
@@ -274,7 +277,12 @@ the days that are left.`,
 			if err != nil {
 				return err
 			}
+			slices.Sort(args)
+			args = slices.Compact(args)
 			n, err := d.client.Purge(cmd.Context(), args)
+			if err == nil && n < len(args) {
+				err = advise(fmt.Errorf("not in the trash: %s of those named", count(int64(len(args)-n), "archive")), "casfs trash list shows what there is")
+			}
 			if err != nil {
 				if n > 0 {
 					return &failure{code: exitPartial, err: fmt.Errorf("deleted %d, then: %w", n, err)}

@@ -548,3 +548,44 @@ func TestMountThroughSymlink(t *testing.T) {
 	}
 	u.ok("umount", m.point)
 }
+
+func TestTrashVerbs(t *testing.T) {
+	u := newUser(t)
+	m := u.mount("--settle", "1h")
+	v := filepath.Join(m.point, "v")
+	if err := os.MkdirAll(filepath.Join(v, "d"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mount := "--mount=" + m.point
+	if out := u.ok("trash", "list", mount); !strings.Contains(out, "empty") {
+		t.Errorf("an empty trash: %s", out)
+	}
+	for _, name := range []string{"d/one", "two"} {
+		name = filepath.Join(v, name)
+		if err := os.WriteFile(name, []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		u.ok("sync", name)
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var list []trashView
+	until(t, "both in the trash", func() bool { u.json(&list, "trash", "list", mount); return len(list) == 2 })
+	if list[0].Path != "v/d/one" && list[1].Path != "v/d/one" {
+		t.Errorf("trash list: %+v", list)
+	}
+	if out := u.ok("trash", "list", mount); !strings.Contains(out, " v/d/one ") || !strings.Contains(out, " v/two ") || !strings.Contains(out, list[0].ArchiveID) {
+		t.Errorf("trash list:\n%s", out)
+	}
+	if r := u.casfs("trash", "purge", mount, "nope"); r.code != exitFailed || !strings.Contains(r.err, "not in the trash: 1 archive of those named") {
+		t.Errorf("purging what is not there:\n%v", r)
+	}
+	if r := u.casfs("trash", "purge", mount, list[0].ArchiveID, list[0].ArchiveID, "nope"); r.code != exitPartial || !strings.Contains(r.err, "deleted 1, then: not in the trash: 1 archive") {
+		t.Errorf("purging what is there in part:\n%v", r)
+	}
+	if out := u.ok("trash", "purge", mount, "--all"); !strings.Contains(out, "deleted 1 archive") {
+		t.Errorf("trash purge --all: %s", out)
+	}
+	u.ok("umount", m.point)
+}
