@@ -106,7 +106,7 @@ func (c *Client) checkOwner(ctx context.Context, op, vault string) error {
 	}
 	v, err := c.describeVault(ctx, "-", vault)
 	if err != nil {
-		return fmt.Errorf("cas: %s: is it our vault: %w", op, err)
+		return err
 	}
 	if !strings.Contains(v.QCS, ":uid/"+c.uid+":") {
 		return fmt.Errorf("cas: %s: %w: %s is not the account that signs", op, ErrAccessDenied, c.uid)

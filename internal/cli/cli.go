@@ -116,6 +116,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 75 not finished yet
 		if err != nil {
 			return usagef("%v", err)
 		}
+		a.set.makesFile = cmd.CommandPath() == "casfs config"
 		if err := a.set.load(cmd.Flags()); err != nil {
 			return err
 		}

@@ -57,7 +57,7 @@ func viewJob(j cas.Job) jobView {
 		InventoryMarker: j.InventoryMarker, StartDate: orNull(j.StartDate), EndDate: orNull(j.EndDate), Limit: j.Limit,
 		Bucket: j.Bucket, Object: j.Object,
 	}
-	if j.Succeeded() && !j.CompletionDate.IsZero() {
+	if hasOutput(j) && j.Succeeded() && !j.CompletionDate.IsZero() {
 		v.Expires = orNull(j.CompletionDate.Add(outputLife))
 	}
 	if j.ArchiveID != "" && j.ArchiveSize >= 0 {
@@ -76,6 +76,11 @@ func viewJob(j cas.Job) jobView {
 		v.InventorySize = &j.InventorySize
 	}
 	return v
+}
+
+// hasOutput reports whether a job of this type ends with something to fetch.
+func hasOutput(j cas.Job) bool {
+	return j.Type == cas.ArchiveRetrieval || j.Type == cas.InventoryRetrieval
 }
 
 func (a *app) jobListCmd() *cobra.Command {
@@ -118,7 +123,11 @@ func (a *app) jobListCmd() *cobra.Command {
 		t := newTable(a.out)
 		t.row("JOB", "TYPE", "STATUS", "TIER", "OUTPUT", "STARTED", "DESCRIPTION")
 		for _, j := range jobs {
-			t.row(j.ID, j.Type, j.StatusCode, dash(string(j.Tier)), sizeText(j.OutputSize()), when(j.CreationDate), j.Description)
+			output := "-"
+			if hasOutput(j) {
+				output = sizeText(j.OutputSize())
+			}
+			t.row(j.ID, j.Type, j.StatusCode, dash(string(j.Tier)), output, when(j.CreationDate), j.Description)
 		}
 		t.flush()
 		if f.Marker != "" {
@@ -176,7 +185,7 @@ func (a *app) printJob(j cas.Job) error {
 	t.row("started", when(j.CreationDate))
 	if !j.CompletionDate.IsZero() {
 		t.row("finished", when(j.CompletionDate))
-		if j.Succeeded() {
+		if j.Succeeded() && hasOutput(j) {
 			t.row("output kept until", when(j.CompletionDate.Add(outputLife)))
 		}
 	}
@@ -192,7 +201,9 @@ func (a *app) printJob(j cas.Job) error {
 		if !j.TreeHash.IsZero() && j.TreeHash != j.ArchiveTreeHash {
 			t.row("range tree hash", j.TreeHash)
 		}
-		t.row("tier", dash(string(j.Tier)))
+		if j.Tier != "" {
+			t.row("tier", j.Tier)
+		}
 	}
 	if j.Type == cas.InventoryRetrieval {
 		if j.Completed {
@@ -436,7 +447,11 @@ func (a *app) jobArchivesCmd() *cobra.Command {
 			return err
 		}
 		if !a.json {
-			a.printf("%s, as of %s\n", count(int64(n), "archive"), when(head.Date))
+			a.printf("%s", count(int64(n), "archive"))
+			if !head.Date.IsZero() { // CSV does not tell
+				a.printf(", as of %s", when(head.Date))
+			}
+			a.printf("\n")
 			if j.InventoryMarker != "" {
 				a.printf("more: casfs job start %s --marker %s\n", vault, shown(j.InventoryMarker))
 			}

@@ -294,3 +294,30 @@ func TestLocalShared(t *testing.T) {
 	s.kill(syscall.SIGKILL)
 	u.ok("vault", "delete", "v6", "--local", dir)
 }
+
+// TestJobsWithoutOutput: what goes to COS or comes from there leaves nothing to fetch.
+func TestJobsWithoutOutput(t *testing.T) {
+	u := newUser(t)
+	store := []string{"--local", u.path("store"), "--standard", "0", "--inventory", "0"}
+	run := func(args ...string) string { t.Helper(); return u.ok(append(args, store...)...) }
+	run("vault", "create", "v")
+	var up struct {
+		ArchiveID string `json:"archive_id"`
+	}
+	u.json(&up, append([]string{"archive", "upload", "v", u.randomFile("f", 1000, 1)}, store...)...)
+	for _, out := range []string{
+		run("job", "start", "v", up.ArchiveID, "--to-cos", "b.cos.x/dir/o", "--wait"),
+		run("job", "start", "v", "--from-cos", "b.cos.x/dir/o", "--wait"),
+	} {
+		if !strings.Contains(out, "Succeeded") || !strings.Contains(out, "b.cos.x/dir/o") || strings.Contains(out, "output") {
+			t.Errorf("job show:\n%s", out)
+		}
+	}
+	if list := run("job", "list", "v"); strings.Contains(list, "unknown") || strings.Count(list, "\n") != 3 {
+		t.Errorf("job list:\n%s", list)
+	}
+	id := strings.TrimSpace(run("job", "start", "v", "--format", "CSV"))
+	if out := run("job", "archives", "v", id, "--wait"); !strings.HasSuffix(out, "\n2 archives\n") {
+		t.Errorf("job archives of CSV:\n%s", out)
+	}
+}

@@ -68,6 +68,8 @@ type settings struct {
 	file map[string]fileKey
 	// files that were read.
 	files []string
+	// makesFile: the verb writes the configuration file, so --config-file need not exist.
+	makesFile bool
 	// warnings to show once logging or printing is possible.
 	warnings []string
 }
@@ -243,7 +245,7 @@ func (s *settings) readFiles() (map[string]fileKey, error) {
 	values := map[string]fileKey{}
 	for _, name := range files {
 		st, err := os.Stat(name)
-		if errors.Is(err, fs.ErrNotExist) && !must {
+		if errors.Is(err, fs.ErrNotExist) && (!must || s.makesFile) {
 			continue
 		}
 		if err != nil {

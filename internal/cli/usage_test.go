@@ -222,6 +222,14 @@ func TestConfig(t *testing.T) {
 	if r := u.casfsIn("a\nb\n", "config", "--region", "x"); r.code != 1 || !strings.Contains(r.err, "--force") {
 		t.Errorf("an account must not be overwritten without --force:\n%v", r)
 	}
+	other := u.path("new/other.ini")
+	if r := u.casfsIn("AKIDy\nkey\n", "config", "--endpoint", "http://127.0.0.1:1", "--config-file", other); r.code != 0 {
+		t.Fatal(r)
+	}
+	var shown struct{ Files []string }
+	if u.json(&shown, "config", "show", "--config-file", other); len(shown.Files) != 1 || shown.Files[0] != other {
+		t.Errorf("config show reads %q, want what config wrote to %s", shown.Files, other)
+	}
 	if r := u.casfsIn("a\n", "config", "--region", "x", "--force"); r.code != 2 || !strings.Contains(r.err, "secret key") {
 		t.Errorf("half an account:\n%v", r)
 	}
