@@ -3,9 +3,13 @@ package fs
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -185,5 +189,78 @@ func TestSeekdir(t *testing.T) {
 	}
 	if got := read(fd, 4096); len(got) == 0 || got[0].name != "." {
 		t.Error("rewinddir does not begin again")
+	}
+}
+
+// TestLargeDirectory lists many names while the directory changes.
+func TestLargeDirectory(t *testing.T) {
+	n := 20_000
+	if os.Getenv("CASFS_TEST_BIG") != "" {
+		n = 200_000
+	}
+	x := mountForTest(t, local.Delays{}, nil)
+	dir := inoOf(t, x.path())
+	t0 := time.Now()
+	const makers = 64 // whose changes the catalog commits together
+	var wg sync.WaitGroup
+	for k := range makers {
+		wg.Go(func() {
+			for i := k; i < n; i += makers {
+				if _, err := x.e.Mknod(t.Context(), jobs.Caller{}, dir, fmt.Sprintf("file %06d", i), unix.S_IFIFO|0o644, 0); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.Log("made", time.Since(t0))
+	for _, how := range []string{"ls -U", "ls -lU", "ls -U"} {
+		if got := strings.Count(sh(t, x.path(), how), "file "); got != n {
+			t.Errorf("%s: %d names, want %d", how, got, n)
+		}
+		t.Log("listed", time.Since(t0))
+	}
+	// Names that stay are listed exactly once, whatever happens to others meanwhile.
+	d, err := os.Open(x.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	seen := map[string]int{}
+	for i := 0; ; i++ {
+		names, err := d.Readdirnames(5000)
+		for _, name := range names {
+			seen[name]++
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for k := range 20 {
+			os.Remove(x.path(fmt.Sprintf("file %06d", 1000*k+i))) // behind and ahead
+			write(t, x.path(fmt.Sprintf("new %d %d", i, k)), nil)
+		}
+	}
+	for i := range n {
+		name := fmt.Sprintf("file %06d", i)
+		if i%1000 < 50 {
+			if seen[name] > 1 {
+				t.Errorf("%q listed %d times", name, seen[name])
+			}
+			continue
+		}
+		if seen[name] != 1 {
+			t.Fatalf("%q listed %d times", name, seen[name])
+		}
+	}
+	if seen["."]+seen[".."] != 0 { // Go leaves them out
+		t.Error("dots")
+	}
+	out := strings.Fields(sh(t, x.path(), "ls -aU | head -2"))
+	if !slices.Equal(out, []string{".", ".."}) {
+		t.Errorf("the listing begins with %q", out)
 	}
 }

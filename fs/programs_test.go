@@ -21,6 +21,8 @@ func program(name string, args []string) error {
 		return readProgram(args)
 	case "fault":
 		return faultProgram(args)
+	case "lock":
+		return lockProgram(args)
 	case "mmap":
 		return mmapProgram(args)
 	case "urgent":
@@ -100,6 +102,21 @@ func faultProgram(args []string) error {
 	}
 	fmt.Println("opened")
 	fmt.Println("touched", b[0])
+	os.Exit(0)
+	return nil
+}
+
+// lockProgram tries to lock args[0], and prints what came of it.
+func lockProgram(args []string) error {
+	fd, err := unix.Open(args[0], unix.O_RDWR|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
+		fmt.Println(err)
+	} else {
+		fmt.Println("locked")
+	}
 	os.Exit(0)
 	return nil
 }

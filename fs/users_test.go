@@ -212,3 +212,79 @@ func TestOthersStayOut(t *testing.T) {
 		t.Errorf("%v, mode %o", err, st.Mode)
 	}
 }
+
+// TestSetuid: a write, truncation or change of owner by somebody without the privilege takes setuid and setgid away.
+func TestSetuid(t *testing.T) {
+	x := mountForTest(t, local.Delays{}, func(_ *jobs.Options, o *Options) { o.AllowOther = true })
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to become somebody else")
+	}
+	if err := os.Chmod(filepath.Dir(x.dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for d := x.dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
+		os.Chmod(d, 0o755)
+	}
+	if err := os.Chmod(x.path(), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	nobody := func(script string) {
+		t.Helper()
+		cmd := exec.Command("sh", "-ec", `cd "$1"; shift; eval "$1"`, "sh", x.path(), script)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", script, err, out)
+		}
+	}
+	for i, tt := range []struct {
+		what string
+		do   func(p string)
+		want uint32
+	}{
+		{"write", func(string) { nobody("echo x >>f") }, 0o777},
+		{"open with O_TRUNC", func(string) { nobody(": >f") }, 0o777},
+		{"truncate", func(string) { nobody("truncate -s 3 f") }, 0o777},
+		{"write by root", func(p string) { write(t, p, []byte("x")) }, 0o6777},
+		{"chown by root", func(p string) { os.Chown(p, 1, 1) }, 0o777},
+		{"reading", func(string) { nobody("cat f >/dev/null") }, 0o6777},
+	} {
+		p := x.path("f")
+		os.Remove(p)
+		write(t, p, []byte("content"))
+		if i%2 == 1 {
+			x.archive()
+		}
+		if err := unix.Chmod(p, 0o6777); err != nil {
+			t.Fatal(err)
+		}
+		if got := stat(t, p).Mode & 0o7777; got != 0o6777 {
+			t.Fatalf("mode %o", got)
+		}
+		tt.do(p)
+		if got := stat(t, p).Mode & 0o7777; got != tt.want {
+			t.Errorf("%s: mode %o, want %o", tt.what, got, tt.want)
+		}
+	}
+	// Permissions are checked for everybody, by the kernel.
+	write(t, x.path("secret"), []byte("x"))
+	if err := os.Chmod(x.path("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	nobody("! cat secret 2>/dev/null")
+	nobody("touch mine && chmod 600 mine && ! chown 0 mine 2>/dev/null")
+	if st := stat(t, x.path("mine")); st.Uid != 65534 || st.Gid != 65534 {
+		t.Errorf("owner %d:%d", st.Uid, st.Gid)
+	}
+	// A setgid directory passes its group on.
+	sh(t, x.path(), "mkdir g; chown 0:1234 g; chmod 2777 g")
+	nobody("touch g/f; mkdir g/d")
+	if st := stat(t, x.path("g", "f")); st.Gid != 1234 {
+		t.Errorf("group %d, want 1234", st.Gid)
+	}
+	if st := stat(t, x.path("g", "d")); st.Gid != 1234 || st.Mode&unix.S_ISGID == 0 {
+		t.Errorf("group %d mode %o, want 1234 and setgid", st.Gid, st.Mode)
+	}
+	// Sticky.
+	sh(t, x.path(), "mkdir -m 1777 s; touch s/root")
+	nobody("! rm -f s/root 2>/dev/null")
+}

@@ -27,6 +27,7 @@ const (
 	WrongHash                  // falsify x-cas-sha256-tree-hash of the reply
 	LoseReply                  // do the work, then break the connection
 	CorruptRequest             // flip one byte of the request body at Bytes
+	Hold                       // wait first, until the fault is removed
 )
 
 // Fault injects Kind into calls of Op ("" or "*": any). After Skip matching calls
@@ -40,6 +41,8 @@ type Fault struct {
 	Code        string // of Status; "": ServiceUnavailableException
 	Bytes       int64
 	Delay       time.Duration
+
+	removed chan struct{} // of Hold
 }
 
 // Server is a store in process.
@@ -109,8 +112,9 @@ func (s *Server) Client(t testing.TB) *cas.Client {
 }
 
 // Inject adds a fault and returns a function that removes it. Of several that
-// fire on one call, Delay comes first and then the earliest of those that end the call.
+// fire on one call, Hold and Delay come first and then the earliest of those that end the call.
 func (s *Server) Inject(f Fault) (remove func()) {
+	f.removed = make(chan struct{})
 	a := &armed{Fault: f}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,6 +125,7 @@ func (s *Server) Inject(f Fault) (remove func()) {
 		for i, b := range s.faults {
 			if a == b {
 				s.faults = append(s.faults[:i:i], s.faults[i+1:]...)
+				close(f.removed)
 				return
 			}
 		}

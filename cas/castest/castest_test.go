@@ -122,6 +122,38 @@ func TestVirtualTime(t *testing.T) {
 	})
 }
 
+func TestHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(t, local.Options{})
+		release := s.Inject(Fault{Kind: Hold})
+		done := make(chan error, 1)
+		go func() {
+			resp, err := send(t, s, t.Context(), strings.NewReader("x"), 1)
+			if err == nil {
+				resp.Body.Close()
+			}
+			done <- err
+		}()
+		time.Sleep(24 * time.Hour)
+		select {
+		case <-done:
+			t.Fatal("not held")
+		default:
+		}
+		release()
+		release()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		defer s.Inject(Fault{Kind: Hold})()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := send(t, s, ctx, strings.NewReader("x"), 1); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("cancelled: %v", err)
+		}
+	})
+}
+
 // A body that blocks must not outlive the context.
 func TestCancelBlockedBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -52,14 +52,22 @@ func (t transport) roundTrip(req *http.Request) (*http.Response, error) {
 	}
 
 	for _, f := range plan {
-		if f.Kind != Delay {
+		var over <-chan time.Time
+		var held <-chan struct{}
+		switch f.Kind {
+		case Delay:
+			timer := time.NewTimer(f.Delay)
+			defer timer.Stop()
+			over = timer.C
+		case Hold:
+			held = f.removed
+		default:
 			continue
 		}
-		timer := time.NewTimer(f.Delay)
 		select {
-		case <-timer.C:
+		case <-over:
+		case <-held:
 		case <-ctx.Done():
-			timer.Stop()
 			done()
 			return nil, context.Cause(ctx)
 		}
