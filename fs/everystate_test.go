@@ -241,6 +241,11 @@ func (x *mounted) inos(paths []string) (inos []uint64) {
 // can be in, all of it at once, and wants what a plain directory has
 // afterwards: at once, and when all was archived, evicted and mounted again.
 func TestEveryState(t *testing.T) {
+	var data [][]byte
+	for i := range operations {
+		data = append(data, fill(everySize, uint64(i)))
+		copy(data[i], fill(100, 1))
+	}
 	for _, state := range everyState {
 		t.Run(strings.TrimSuffix(state.name+", "+state.what, ", "), func(t *testing.T) {
 			x := mountForTest(t, local.Delays{}, func(j *jobs.Options, _ *Options) {
@@ -254,9 +259,7 @@ func TestEveryState(t *testing.T) {
 				name := strings.ReplaceAll(op.name, " ", "-")
 				for k, root := range roots {
 					paths[k] = append(paths[k], filepath.Join(root, name))
-					data := fill(everySize, uint64(i))
-					copy(data, fill(100, 1))
-					write(t, paths[k][i], data)
+					write(t, paths[k][i], data[i])
 				}
 			}
 			release, open := state.bring(x, paths[0])

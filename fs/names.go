@@ -53,10 +53,16 @@ func (t *tree) Symlink(cancel <-chan struct{}, in *fuse.InHeader, target, name s
 	})
 }
 
+// Link gives a file another name. One that has just lost its last name is stale: the kernel then looks
+// its path up again, and finds what has replaced it.
 func (t *tree) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
-	return t.add(cancel, &in.InHeader, "link", name, out, func(c *call, dir uint64) (jobs.Attr, error) {
+	s := t.add(cancel, &in.InHeader, "link", name, out, func(c *call, dir uint64) (jobs.Attr, error) {
 		return t.m.engine.Link(c, t.ino(in.Oldnodeid), dir, name)
 	})
+	if s == fuse.ENOENT {
+		s = fuse.Status(syscall.ESTALE)
+	}
+	return s
 }
 
 // add is the common part of the calls that give a name to an inode.
