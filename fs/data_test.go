@@ -113,6 +113,13 @@ func TestAllocate(t *testing.T) {
 				t.Errorf("%s: fallocate %#x: size %d, want %d", state, step.mode, st.Size, step.size)
 			}
 		}
+		for what, mode := range map[string]uint32{
+			"COLLAPSE_RANGE": unix.FALLOC_FL_COLLAPSE_RANGE, "INSERT_RANGE": unix.FALLOC_FL_INSERT_RANGE,
+			"UNSHARE_RANGE": unix.FALLOC_FL_UNSHARE_RANGE, "PUNCH_HOLE alone": unix.FALLOC_FL_PUNCH_HOLE,
+		} {
+			wantErrno(t, what, unix.Fallocate(fd, mode, 0, 4096), unix.EOPNOTSUPP)
+		}
+		wantErrno(t, "a length of 0", unix.Fallocate(fd, 0, 0, 0), unix.EINVAL)
 		f.Close()
 		wantContent(t, p, want)
 		x.cold(p)

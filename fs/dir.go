@@ -134,6 +134,7 @@ func (t *tree) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Di
 	count, used := 0, 0
 	for !full && err == nil {
 		n := max((int(in.Size)-len(out.Bytes()))/h.size, 0) + 1
+		told := t.m.notify.told.Load()
 		var list []jobs.Entry
 		var attrs []jobs.Attr
 		if list, attrs, err = t.m.engine.ReadDirPlus(c, dir, off-afterDotDot, n); err != nil {
@@ -146,7 +147,7 @@ func (t *tree) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Di
 				break
 			}
 			if attrs[i].Ino != 0 { // else the kernel looks it up when someone asks
-				t.entry(attrs[i], entry)
+				t.found(c, told, attrs[i], entry)
 			}
 			off = e.Off
 			count++

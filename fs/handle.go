@@ -34,7 +34,7 @@ func (m *Mount) finish(fh *fileHandle) {
 	if mapped {
 		// Stores into a shared mapping went to the backing file, past what the kernel
 		// keeps of this inode: its pages, size and times.
-		m.notify.add(change{about{contentChanged, ino, ""}, func() { m.freshened(ino) }})
+		m.notify.add(change{about: about{contentChanged, ino, ""}, done: func() { m.freshened(ino) }})
 	}
 }
 

@@ -41,6 +41,7 @@ type Mount struct {
 	control string
 	rootIno uint64
 	server  *fuse.Server
+	tree    *tree
 	notify  *notifier
 	served  chan struct{} // closed when nothing more will be served and everything open was given back
 
@@ -90,7 +91,8 @@ func New(e *jobs.Engine, o Options) (*Mount, error) {
 	}
 	m.notify = newNotifier(m)
 
-	m.server, err = fuse.NewServer(newTree(m), dir, m.options(o))
+	m.tree = newTree(m)
+	m.server, err = fuse.NewServer(m.tree, dir, m.options(o))
 	if err != nil {
 		return nil, explain(dir, err)
 	}

@@ -195,11 +195,14 @@ func TestUnmount(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	x := mountForTest(t, local.Delays{}, nil)
 	write(t, x.path("file"), []byte("data"))
-	x.archive()
+	write(t, x.path("cold"), []byte("far away"))
+	x.cold(x.path("cold"))
+	wantContent(t, x.path("file"), []byte("data"))
 	x.stop()
 	x.jobs.ReadOnly, x.opts.ReadOnly = true, true
 	x.start()
 	wantContent(t, x.path("file"), []byte("data"))
+	wantContent(t, x.path("cold"), []byte("far away")) // recalling changes nothing
 	for what, err := range map[string]error{
 		"write":  os.WriteFile(x.path("file"), nil, 0o644),
 		"create": os.WriteFile(x.path("new"), nil, 0o644),
@@ -207,9 +210,22 @@ func TestReadOnly(t *testing.T) {
 		"remove": os.Remove(x.path("file")),
 		"chmod":  os.Chmod(x.path("file"), 0o600),
 		"rename": os.Rename(x.path("file"), x.path("other")),
+
+		"open for writing": withFile(x.path("file"), os.O_RDWR, func(*os.File) error { return nil }),
+		"truncate":         os.Truncate(x.path("file"), 0),
+		"utimens":          os.Chtimes(x.path("file"), time.Now(), time.Now()),
+		"chown":            os.Chown(x.path("file"), 1, 1),
+		"link":             os.Link(x.path("file"), x.path("other")),
+		"symlink":          os.Symlink("x", x.path("link")),
+		"mknod":            unix.Mkfifo(x.path("fifo"), 0o600),
+		"setxattr":         unix.Setxattr(x.path("file"), "user.a", nil, 0),
+		"rmdir":            unix.Rmdir(x.path()),
+		"a vault":          os.Mkdir(filepath.Join(x.dir, "new"), 0o755),
 	} {
 		wantErrno(t, what, err, unix.EROFS)
 	}
+	// What wants no writing still works.
+	sh(t, x.path(), "flock -s file true; test -r file; ls -l >/dev/null; getfattr -n user.cas.state file >/dev/null")
 }
 
 // TestVaultRoot mounts one vault as the root.

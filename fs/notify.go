@@ -2,7 +2,9 @@ package fs
 
 import (
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
@@ -11,7 +13,8 @@ import (
 // locks for that which it also holds while a request waits for us, so
 // telling happens on goroutines of the notifier's own.
 type notifier struct {
-	m *Mount
+	m    *Mount
+	told atomic.Uint64 // changes of content and attributes so far
 
 	mu     sync.Mutex
 	wake   *sync.Cond
@@ -40,12 +43,16 @@ type about struct {
 // change is one invalidation; done, when not nil, is called after it.
 type change struct {
 	about
-	done func()
+	done  func()
+	tries int
 }
 
 // notifiers is how many invalidations may be under way: one can block, when a
 // page of the file is being read.
 const notifiers = 4
+
+// maxTries bounds how often the kernel is told again of an inode that it ought to know, but does not.
+const maxTries = 3
 
 func newNotifier(m *Mount) *notifier {
 	n := &notifier{m: m, queued: make(map[about]bool)}
@@ -75,6 +82,9 @@ func (n *notifier) EntryChanged(parent uint64, name string) {
 }
 
 func (n *notifier) add(c change) {
+	if c.kind != entryChanged {
+		n.told.Add(1) // before anybody is told: see tree.found
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
@@ -131,7 +141,13 @@ func (n *notifier) tell(c change) {
 		}
 	}
 	switch syscall.Errno(status) {
-	case 0, syscall.ENOENT: // ENOENT: the kernel does not know it, which is as good
+	case 0:
+	case syscall.ENOENT: // the kernel does not know it, which is as good
+		if known, _ := n.m.tree.known.has(c.ino); known && c.kind != entryChanged && c.done == nil && c.tries < maxTries {
+			// An answer that names it, with what it was before, may be on its way.
+			c.tries++
+			time.AfterFunc(time.Millisecond<<(3*c.tries), func() { n.add(c) })
+		}
 	case syscall.ENODEV, syscall.ENOTCONN, syscall.ENOTDIR: // unmounted, or a number that was a directory
 	default:
 		n.m.log.Warn("kernel cache not invalidated", "ino", c.ino, "name", c.name, "errno", status.String())

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/casfs/casfs/cas"
@@ -134,4 +135,40 @@ func TestInventoryIsSeen(t *testing.T) {
 	if lines := x.logs.grep("kernel cache not invalidated"); len(lines) > 0 {
 		t.Errorf("%v", lines)
 	}
+}
+
+// TestChangedWhileLookedUp: a change that the engine tells of while an answer is made, or is on
+// its way to the kernel, is not lost.
+func TestChangedWhileLookedUp(t *testing.T) {
+	x := mountForTest(t, local.Delays{}, nil)
+	dir := inoOf(t, x.path())
+	a, err := x.e.Mknod(t.Context(), jobs.Caller{}, dir, "f", unix.S_IFREG|0o600, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chmod := func(mode uint32) {
+		t.Helper()
+		if _, err := x.e.Setattr(t.Context(), jobs.Caller{}, a.Ino, nil, jobs.SetAttr{Mode: &mode}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// After the attributes were read: they are read again.
+	told := x.m.notify.told.Load()
+	chmod(0o640)
+	x.m.notify.AttrChanged(a.Ino)
+	var out fuse.EntryOut
+	x.m.tree.found(begin(&fuse.InHeader{}, nil), told, a, &out)
+	if out.Mode&0o777 != 0o640 || out.NodeId != a.Ino {
+		t.Errorf("the answer says mode %o of inode %d", out.Mode, out.NodeId)
+	}
+	// After the answer was made, before the kernel has it: it is told again, until the kernel knows the inode.
+	before := x.m.notify.told.Load()
+	chmod(0o644)
+	x.m.notify.AttrChanged(a.Ino)
+	eventually(t, "it is told again", func() bool { return x.m.notify.told.Load() >= before+3 })
+	if st := stat(t, x.path("f")); st.Mode&0o777 != 0o644 {
+		t.Errorf("mode %o", st.Mode)
+	}
+	// It ends with the reference.
+	x.m.tree.Forget(a.Ino, 1)
 }

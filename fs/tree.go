@@ -47,10 +47,26 @@ func (t *tree) entry(a jobs.Attr, out *fuse.EntryOut) {
 	t.known.add(a.Ino)
 }
 
+// found is entry for an inode that was there: its attributes were read after the notifier had told
+// of so many changes. One of them may have come since, in vain, for the kernel does not know the inode before
+// the answer. Then they are read again; what comes from now on finds the reference and is told again.
+func (t *tree) found(c *call, told uint64, a jobs.Attr, out *fuse.EntryOut) {
+	t.entry(a, out)
+	for now := t.m.notify.told.Load(); now != told; now = t.m.notify.told.Load() {
+		told = now
+		b, err := t.m.engine.Getattr(c, a.Ino)
+		if err != nil {
+			return // gone: the next call meets that
+		}
+		fillAttr(&out.Attr, b)
+	}
+}
+
 func (t *tree) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	c := begin(in, cancel)
 	defer c.finish()
 	dir := t.ino(in.NodeId)
+	told := t.m.notify.told.Load()
 	err := checkName(name)
 	var a jobs.Attr
 	if err == nil {
@@ -65,7 +81,7 @@ func (t *tree) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, ou
 		}
 		return s
 	}
-	t.entry(a, out)
+	t.found(c, told, a, out)
 	return fuse.OK
 }
 
