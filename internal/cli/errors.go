@@ -93,6 +93,9 @@ func (a *app) complain(ctx context.Context, cmd *cobra.Command, err error) {
 	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		fmt.Fprintln(a.errOut, "casfs: interrupted")
+		if f != nil && f.advice != "" {
+			fmt.Fprintf(a.errOut, "  %s\n", f.advice)
+		}
 		return
 	}
 	name := "casfs"

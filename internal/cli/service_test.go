@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -320,4 +322,33 @@ func TestJobsWithoutOutput(t *testing.T) {
 	if out := run("job", "archives", "v", id, "--wait"); !strings.HasSuffix(out, "\n2 archives\n") {
 		t.Errorf("job archives of CSV:\n%s", out)
 	}
+}
+
+// TestInterrupted: Ctrl-C ends an upload in order and tells how it goes on.
+func TestInterrupted(t *testing.T) {
+	u := newUser(t)
+	cfg := u.serve(u.path("store")).config()
+	u.ok("vault", "create", "v", cfg)
+	file := u.randomFile("f", 3<<20, 4)
+	c := u.cmd("archive", "upload", "v", file, "-p", "1M", "--bwlimit", "64K", cfg)
+	out, err := c.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(out)
+	line, err := in.ReadString('\n')
+	id, ok := strings.CutPrefix(strings.TrimSpace(line), "upload ")
+	if err != nil || !ok {
+		t.Fatalf("%q, %v; want the upload's ID", line, err)
+	}
+	c.Process.Signal(os.Interrupt)
+	rest, _ := io.ReadAll(in)
+	c.Wait()
+	if code := c.ProcessState.ExitCode(); code != exitFailed || !strings.HasPrefix(string(rest), "casfs: interrupted\n") || !strings.Contains(string(rest), "casfs upload resume v "+id) {
+		t.Errorf("exit %d: %s", code, rest)
+	}
+	u.ok("upload", "resume", "v", id, file, cfg)
 }
