@@ -16,8 +16,10 @@ import (
 	"github.com/casfs/casfs/jobs"
 )
 
-func TestPassthrough(t *testing.T) {
-	x := mountForTest(t, local.Delays{}, nil)
+func TestPassthrough(t *testing.T) { testPassthrough(t, nil) }
+
+func testPassthrough(t *testing.T, change func(*jobs.Options, *Options)) {
+	x := mountForTest(t, local.Delays{}, change)
 	p := x.path("f")
 	data := fill(1<<20, 1)
 	write(t, p, data)

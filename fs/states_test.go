@@ -21,13 +21,17 @@ import (
 // TestStates renames, deletes, changes and reads files while they settle, are
 // uploaded, evicted and recalled. Each worker knows what its files must hold; the engine
 // does its own things to them all the time.
-func TestStates(t *testing.T) {
-	rounds := envInt(t, "CASFS_STATES_ROUNDS", 80)
+func TestStates(t *testing.T) { testStates(t, envInt(t, "CASFS_STATES_ROUNDS", 80), nil) }
+
+func testStates(t *testing.T, rounds int, change func(*jobs.Options)) {
 	seed := uint64(envInt(t, "CASFS_STATES_SEED", int(time.Now().UnixNano()&0xffffff)))
 	t.Logf("CASFS_STATES_ROUNDS=%d CASFS_STATES_SEED=%d", rounds, seed)
 	x := mountForTest(t, local.Delays{}, func(j *jobs.Options, _ *Options) {
 		j.Settle = time.Millisecond
 		j.PartSize, j.SingleBelow = 1<<20, 1<<20
+		if change != nil {
+			change(j)
+		}
 	})
 	root, err := x.e.RootIno()
 	if err != nil {

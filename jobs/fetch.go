@@ -267,8 +267,8 @@ func (r *recaller) completeLocked(rt *retrieval) bool {
 // fetch brings one piece, verified, into the local file.
 func (r *recaller) fetch(ctx context.Context, fl *flight, buf []byte) {
 	rt := fl.rt
-	ctx, fl.cancel = r.cancellable(ctx, fl)
-	defer fl.cancel()
+	ctx, cancel := r.cancellable(ctx, fl)
+	defer cancel()
 	began := time.Now()
 	sum, err := r.bring(ctx, fl, buf)
 	now := time.Now()
