@@ -77,6 +77,7 @@ func replay(path string, logger *slog.Logger, each func(record []byte) error) (d
 	defer f.Close()
 	br := bufio.NewReaderSize(f, 1<<20)
 	var off, good int64 // start of this line, end of the last good one
+	whole := false      // a bad line since then has its line feed
 	var long []byte     // the beginning of a line that exceeds the buffer
 	for {
 		line, err := br.ReadSlice('\n')
@@ -104,8 +105,15 @@ func replay(path string, logger *slog.Logger, each func(record []byte) error) (d
 				return damaged, fmt.Errorf("%s at %d: %w", path, off, err)
 			}
 			good = off + int64(len(line))
+			whole = false
+		} else {
+			whole = true
 		}
 		off += int64(len(line))
+	}
+	if whole {
+		logger.Error("damaged record skipped", "file", path, "offset", good, "bytes", off-good)
+		return true, nil
 	}
 	if good < off {
 		logger.Warn("torn tail removed", "file", path, "offset", good, "bytes", off-good)

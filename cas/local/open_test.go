@@ -203,6 +203,21 @@ func TestDamagedLog(t *testing.T) {
 	if err := os.Remove(copies[0]); err != nil {
 		t.Fatal(err)
 	}
+	last := bytes.Clone(whole)
+	last[len(last)-20] ^= 1 // the last archive's record, complete but for one bit
+	if n := reopen(last); n != 2 || !file(ids[2]) {
+		t.Errorf("after a bit flip in the last record: %d archives", n)
+	}
+	copies, _ = filepath.Glob(path + ".damaged-*")
+	if len(copies) != 1 {
+		t.Fatalf("%v", copies)
+	}
+	if b, err := os.ReadFile(copies[0]); err != nil || !bytes.Equal(b, last) {
+		t.Errorf("the damaged log was not kept: %v", err)
+	}
+	if err := os.Remove(copies[0]); err != nil {
+		t.Fatal(err)
+	}
 	torn := append(bytes.Clone(whole[:len(whole)-len(lines[3])]), lines[3][:30]...)
 	if n := reopen(torn); n != 2 || file(ids[2]) {
 		t.Errorf("after a torn write: %d archives", n)
