@@ -105,6 +105,10 @@ func (r *recaller) expiredLocked(rt *retrieval, now time.Time) bool {
 		r.unreadLocked(rt)
 		return false
 	}
+	if rt.lostJobs == nil {
+		rt.lostJobs = make(map[string]int)
+	}
+	rt.lostJobs[rt.rec.JobID]++
 	rt.rec.Expired++
 	if !rt.progress {
 		rt.failures++
@@ -128,6 +132,9 @@ var errTooLarge = errors.New("it is larger than the cache and comes only while i
 func (r *recaller) considerLocked(rt *retrieval, j cas.Job, now time.Time) {
 	if rt.gone || j.Failed() || !covers(j, rt) {
 		return
+	}
+	if rt.lostJobs[j.ID] > 1 {
+		return // the list has it, and its output was not there twice
 	}
 	own := rt.rec.ID != 0 && j.Description == jobDescription(r.e.catalog.ID(), rt.rec.ID)
 	if j.Succeeded() {

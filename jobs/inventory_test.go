@@ -581,3 +581,26 @@ func TestCheckWithInventory(t *testing.T) {
 		}
 	})
 }
+
+// A store that always knows what it holds says that it took stock this second. One inventory a day is enough.
+func TestInventoriesAreRare(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		r.stop()
+		r.inventories = true
+		r.start()
+		for i := range 120 {
+			r.write(fmt.Sprint("f", i), []byte("busy"))
+			time.Sleep(time.Hour)
+		}
+		if n := r.srv.Count(cas.OpInitiateJob); n < 4 || n > 6 {
+			t.Errorf("%d inventories in five days", n)
+		}
+		if n := r.srv.Count(cas.OpListJobs); n > 6*300 {
+			t.Errorf("%d lists of jobs", n)
+		}
+		if n := r.archives(); n[catalog.Live] != 120 {
+			t.Errorf("archives %v", n)
+		}
+	})
+}

@@ -447,6 +447,9 @@ func TestFaultsNeverGiveWrongBytes(t *testing.T) {
 		faults []castest.Fault
 		jobs   int
 	}{
+		{"output gone once", []castest.Fault{{Op: cas.OpJobOutput, Kind: castest.Status, HTTPStatus: 404, Code: "ResourceNotFoundException", Count: 1}}, 1}, // the job is in the list
+		{"output gone in the middle", []castest.Fault{{Op: cas.OpJobOutput, Kind: castest.Status, HTTPStatus: 404, Code: "ResourceNotFoundException", Skip: 3, Count: 1}}, 1},
+		{"job gone from the list", []castest.Fault{{Op: cas.OpListJobs, Kind: castest.Status, HTTPStatus: 404, Code: "ResourceNotFoundException", Skip: 3, Count: 5}}, 1},
 		{"reset", []castest.Fault{{Op: cas.OpJobOutput, Kind: castest.Reset, Count: 20}}, 1},
 		{"cut", []castest.Fault{{Op: cas.OpJobOutput, Kind: castest.CutReply, Bytes: 1<<20 + 5, Count: 30}}, 1},
 		{"corrupt", []castest.Fault{{Op: cas.OpJobOutput, Kind: castest.Corrupt, Bytes: 1000, Count: 2}}, 1},
@@ -470,6 +473,64 @@ func TestFaultsNeverGiveWrongBytes(t *testing.T) {
 				if got := r.state(ino); got != "resident" {
 					t.Errorf("state %s", got)
 				}
+				// 8 pieces, and what the faults cost.
+				faults := 0
+				for _, f := range test.faults {
+					faults += f.Count
+				}
+				if got := r.srv.Count(cas.OpJobOutput); got > 8+faults {
+					t.Errorf("%d requests for output after at most %d faults", got, faults)
+				}
+			})
+		})
+	}
+}
+
+// TestOutputNeverComes: the service says that jobs are ready, and then breaks off every time, or does not
+// know them. That is tried for as long as outputs live, with so many jobs and no more, and explained when it is given up.
+func TestOutputNeverComes(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		fault    castest.Fault
+		jobs     int
+		requests int // for output: hours of one every five minutes, each tried a few times
+		after    time.Duration
+	}{
+		{"breaks off", castest.Fault{Op: cas.OpJobOutput, Kind: castest.CutReply, Bytes: 10}, 2, 25 * 13 * 6, 30 * time.Hour},
+		{"gone", castest.Fault{Op: cas.OpJobOutput, Kind: castest.Status, HTTPStatus: 404, Code: "ResourceNotFoundException"}, 3, maxFailures, 40 * time.Hour},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				r := newRecallRig(t, realistic, func(o *Options) { o.RecallWait = time.Hour })
+				ino, data := r.coldFile("f", 3<<20)
+				mend := r.srv.Inject(test.fault)
+				if _, err := r.read(context.Background(), ino, 0, 10); !errors.Is(err, ErrTimedOut) {
+					t.Fatalf("got %v", err)
+				}
+				time.Sleep(test.after)
+				r.jobs(test.jobs)
+				if got := r.srv.Count(cas.OpJobOutput); got > test.requests {
+					t.Errorf("%d requests for output, want at most %d", got, test.requests)
+				} else {
+					t.Logf("%d requests for output", got)
+				}
+				if test.name == "gone" { // for good
+					all := r.srv.Count("*")
+					time.Sleep(48 * time.Hour)
+					if got := r.srv.Count("*"); got > all+60 { // the list of vaults, now and then
+						t.Errorf("%d requests after it was given up", got-all)
+					}
+				}
+				s, err := r.e.Stat(t.Context(), ino)
+				if err != nil || s.State == "damaged" || test.name == "gone" && s.Error == "" {
+					t.Errorf("stat %+v, %v", s, err)
+				}
+				// It is not the archive's fault: when the service is well again, so is the file.
+				mend()
+				if res, err := r.e.Recall(t.Context(), RecallRequest{Inos: []uint64{ino}, Wait: true}, nil); err != nil || res.Local != 1 {
+					t.Errorf("%+v, %v", res, err)
+				}
+				r.want(ino, data, 0, 4<<20)
 			})
 		})
 	}

@@ -40,11 +40,12 @@ type retrieval struct {
 	candidate *cas.Job
 	standard  bool // Expedited was refused
 
-	polled    time.Time // the list of jobs was last looked at; zero: not since its job was asked for
-	jobRange  cas.Range // what the job's output holds; Len 0: not known yet
-	lookAgain time.Time // no Describe before
-	lost      bool      // the output is gone
-	progress  bool      // something was fetched from the present job
+	polled    time.Time      // the list of jobs was last looked at; zero: not since its job was asked for
+	jobRange  cas.Range      // what the job's output holds; Len 0: not known yet
+	lookAgain time.Time      // no Describe before
+	lost      bool           // the output is gone
+	lostJobs  map[string]int // how often a job's output was gone
+	progress  bool           // something was fetched from the present job
 
 	opening   bool
 	file      *file
