@@ -58,6 +58,7 @@ model: tools
 
 test-big: tools
 	CASFS_TEST_BIG=1 $(GO) test -timeout 30m -v -run 'Service|Resume' ./internal/cli
+	CASFS_TEST_BIG=1 $(GO) test -timeout 60m -v -run Stream ./internal/crash
 	CASFS_TEST_BIG=1 $(GO) test -timeout 30m -v -run 'Users|LargeDirectory|NewMachine|Sweeps' ./fs
 
 foreign: tools
