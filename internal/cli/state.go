@@ -97,11 +97,10 @@ func claimState(dir string, svc *service) error {
 	raw, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		raw, _ = json.Marshal(want)
-		tmp := name + ".tmp"
-		if err := os.WriteFile(tmp, append(raw, '\n'), 0o600); err != nil {
+		if err := writeDurably(name, append(raw, '\n')); err != nil {
 			return fmt.Errorf("state directory: %w", err)
 		}
-		return os.Rename(tmp, name)
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("state directory: %w", err)
@@ -116,6 +115,29 @@ func claimState(dir string, svc *service) error {
 			"if both keys are of one account, remove %s and mount again; else tell the accounts apart with --appid", name)
 	}
 	return nil
+}
+
+// writeDurably makes a file that power loss leaves whole or not at all.
+func writeDurably(name string, data []byte) error {
+	tmp := name + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err = f.Write(data); err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, name); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // overlap reports whether one of two directories lies in the other, after following symlinks.
