@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"sync"
+	"time"
 
 	"golang.org/x/time/rate"
 
@@ -22,7 +23,12 @@ type buffers struct {
 	used  int
 	big   int // of used, those held by big files
 	waits []*bufWait
+	idle  *time.Timer // gives the memory back
 }
+
+// bufIdle is how long buffers nobody uses are kept: between two segments of a stream they
+// would be garbage beside their successors.
+const bufIdle = 5 * time.Second
 
 type bufWait struct {
 	n    int
@@ -83,8 +89,22 @@ func (b *buffers) put(bufs [][]byte, big bool) {
 		b.big -= len(bufs)
 	}
 	b.grantLocked()
-	if b.used == 0 && len(b.waits) == 0 {
-		b.free = nil // idle: give the memory back
+	if b.used > 0 {
+		return
+	}
+	if b.idle == nil {
+		b.idle = time.AfterFunc(bufIdle, b.drop)
+	} else {
+		b.idle.Reset(bufIdle)
+	}
+}
+
+// drop gives the memory back when nobody uses it.
+func (b *buffers) drop() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.used == 0 {
+		b.free = nil
 	}
 }
 
