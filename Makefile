@@ -8,7 +8,7 @@
 # make model      a long run of random operations against a plain directory
 # make test-big   the service verbs with 1 GiB, 200 000 files in a directory, every user's every call, sweeps
 # make foreign    a vault of 25 000 archives with every kind of description
-# make fuzz       every fuzz target for FUZZTIME
+# make fuzz       every fuzz target for FUZZTIME (a duration, or a number of inputs as 300x)
 # make tools      install or name the programs that tests need
 
 PREFIX   ?= /usr/local
@@ -38,7 +38,7 @@ check:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted (run gofmt -w):"; echo "$$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) mod verify
-	$(MAKE) --no-print-directory fuzz FUZZTIME=1s
+	$(MAKE) --no-print-directory fuzz FUZZTIME=300x
 
 fuzz:
 	GO='$(GO)' .ci/fuzz '$(FUZZTIME)'
