@@ -39,8 +39,8 @@ type swept struct{ found, remote, again, timedOut int }
 // programs that run at once lie across each other.
 func (x *mounted) sweep(script string) swept {
 	x.t.Helper()
-	cmd := exec.Command("bash", "-c", script)
-	cmd.Dir = x.path()
+	// Not cmd.Dir: between fork and exec this process, which serves the mount, is held up.
+	cmd := exec.Command("bash", "-c", `cd "$1" && shift && eval "$1"`, "bash", x.path(), script)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
