@@ -23,6 +23,16 @@ type dirHandle struct {
 	ahead []jobs.Entry // fetched without attributes, not yet handed out
 	next  uint64       // the offset before ahead
 	size  int          // bytes of an entry in the last reply with attributes, on average
+	end   uint64       // the last cookie there was when the listing began
+}
+
+// begin notes where a listing that starts, or starts again, at off is to end: a program that makes a name
+// for each one it is told would otherwise never come to an end.
+func (h *dirHandle) begin(t *tree, off uint64) (err error) {
+	if off == 0 || h.end == 0 {
+		h.end, err = t.m.engine.LastCookie()
+	}
+	return err
 }
 
 // OpenDir lets the kernel keep the listing: it drops it when the
@@ -88,16 +98,21 @@ func (t *tree) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEnt
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if err := h.begin(t, in.Offset); err != nil {
+		return t.m.fail(c, "readdir", dir, "", err)
+	}
 	off, full, err := t.dots(c, dir, in.Offset, out.AddDirEntry)
-	if off != h.next {
+	if off != h.next || in.Offset == 0 {
 		h.ahead, h.next = nil, off
 	}
 	for !full && err == nil {
 		if len(h.ahead) == 0 {
 			if h.ahead, err = t.m.engine.ReadDir(c, dir, h.next-afterDotDot, listChunk); len(h.ahead) == 0 {
-				// What is added from here on is found by a listing that starts again or seeks.
 				break
 			}
+		}
+		if h.ahead[0].Cookie > h.end {
+			break
 		}
 		e := dirEntry(&h.ahead[0])
 		if full = !out.AddDirEntry(e); !full {
@@ -130,6 +145,9 @@ func (t *tree) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Di
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if err := h.begin(t, in.Offset); err != nil {
+		return t.m.fail(c, "readdir", dir, "", err)
+	}
 	off, full, err := t.dots(c, dir, in.Offset, func(e fuse.DirEntry) bool { return out.AddDirLookupEntry(e) != nil })
 	count, used := 0, 0
 	for !full && err == nil {
@@ -141,6 +159,10 @@ func (t *tree) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Di
 			break
 		}
 		for i := range list {
+			if list[i].Cookie > h.end {
+				list = list[:i]
+				break
+			}
 			e := dirEntry(&list[i])
 			entry := out.AddDirLookupEntry(e)
 			if full = entry == nil; full {

@@ -192,6 +192,53 @@ func TestSeekdir(t *testing.T) {
 	}
 }
 
+// A program that makes a file for each name it is told comes to an end.
+func TestListingEnds(t *testing.T) {
+	x := mountForTest(t, local.Delays{}, nil)
+	dir := x.m.nodeID(inoOf(t, x.path()))
+	const n = 300
+	for i := range n {
+		if err := unix.Mknod(x.path(fmt.Sprint(i)), unix.S_IFIFO|0o644, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := os.Open(x.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for _, want := range []int{n, 2 * n} {
+		told := 0
+		for {
+			names, err := d.Readdirnames(7)
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range names {
+				if err := unix.Mknod(x.path(fmt.Sprintf("%s of %d", name, want)), unix.S_IFIFO|0o644, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// As an inventory does: the kernel cannot go on with what it has kept of the listing.
+			if status := x.m.server.InodeNotify(dir, 0, 0); !status.Ok() {
+				t.Fatal(status)
+			}
+			if told += len(names); told > want {
+				t.Fatal("a listing that makes a name for each one told has no end")
+			}
+		}
+		if told != want {
+			t.Errorf("%d names, want %d", told, want)
+		}
+		if _, err := d.Seek(0, io.SeekStart); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestLargeDirectory lists many names while the directory changes.
 func TestLargeDirectory(t *testing.T) {
 	n := 20_000

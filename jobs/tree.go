@@ -524,6 +524,16 @@ func (e *Engine) Rename(ctx context.Context, parent uint64, name string, newPare
 	return nil
 }
 
+// LastCookie returns the largest cookie any name has now. A listing that goes no further comes to an
+// end even when names are added to the directory as fast as it is read.
+func (e *Engine) LastCookie() (last uint64, err error) {
+	err = e.catalog.View(func(tx *catalog.Tx) (err error) {
+		last, err = tx.LastID()
+		return err
+	})
+	return last, err
+}
+
 // ReadDir returns up to limit entries with Cookie > after, without "." and "..".
 func (e *Engine) ReadDir(ctx context.Context, dir, after uint64, limit int) ([]Entry, error) {
 	var list []Entry

@@ -58,6 +58,15 @@ func (tx *Tx) Lookup(parent uint64, name string) (Dirent, error) {
 	return load(tx, keyName(tName, parent, name), decodeName)
 }
 
+// LastID returns the largest number given out so far: names made from now on get larger cookies.
+func (tx *Tx) LastID() (uint64, error) {
+	next, err := load(tx, counterKey, decodeNumber)
+	if errors.Is(err, ErrNotExist) {
+		return firstID - 1, nil
+	}
+	return next - 1, err
+}
+
 // ReadDir returns up to limit entries of dir with Cookie > after, by cookie.
 // Cookies of entries are at least 16.
 func (tx *Tx) ReadDir(dir uint64, after uint64, limit int) ([]Dirent, error) {
