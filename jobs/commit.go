@@ -183,6 +183,10 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 		return err
 	}
 	f.ver, f.seq = v, seq
+	if punched {
+		// At once: the version has no local file any more, and nothing may be built on this one.
+		f.replaceLocalLocked(nil)
+	}
 	f.mu.Unlock()
 	e.hit("committed")
 	e.forgive(f.ino)
@@ -192,17 +196,15 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 		return err
 	}
 	e.hit("committed.durable")
-	f.mu.Lock()
-	if f.ver.V == v.V && f.ver.State == catalog.Archived {
-		if punched {
-			id := j.local.ID()
-			f.replaceLocalLocked(nil)
-			err = e.store.Remove(id)
-		} else {
+	if punched {
+		err = e.store.Remove(j.local.ID())
+	} else {
+		f.mu.Lock()
+		if f.ver.V == v.V && f.ver.State == catalog.Archived {
 			err = f.convertLocked()
 		}
+		f.mu.Unlock()
 	}
-	f.mu.Unlock()
 	if err != nil && !errors.Is(err, content.ErrNotExist) {
 		// It stays in staging until the next start, which repeats this.
 		e.log.Warn("an archived file stays in staging", "path", e.path(f.ino), "err", err)

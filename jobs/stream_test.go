@@ -185,3 +185,27 @@ func TestManyStreams(t *testing.T) {
 	}
 	r.wantClean(false)
 }
+
+// What comes between the record of a streamed file's archives and the end of its staging file finds the
+// vault's bytes, and builds nothing on a file that is about to go.
+func TestStreamIsReadWhileItIsCommitted(t *testing.T) {
+	r := streamRig(t, nil)
+	data := pattern(40<<20+5, 3)
+	var ino uint64
+	reads := 0
+	r.e.failpoint = func(point string) {
+		if point == "committed" && ino != 0 && reads == 0 {
+			reads++
+			r.expect(ino, data)
+		}
+	}
+	ino = r.write("f", data)
+	r.sync()
+	if reads != 1 {
+		t.Fatalf("%d reads at the point", reads)
+	}
+	r.expect(ino, data)
+	r.wantClean(false)
+	r.reopen()
+	r.expect(ino, data)
+}

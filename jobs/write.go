@@ -231,6 +231,9 @@ func (f *file) newStagingLocked() error {
 func (f *file) supersedeLocked(off, n int64) error {
 	e := f.e
 	old := f.ver
+	if f.local == nil || f.local.ID() != old.Local {
+		return fmt.Errorf("inode %d: version %d has no local file to go on with: %w", f.ino, old.V, catalog.ErrInvalid)
+	}
 	now := time.Now().UnixNano()
 	v := catalog.Version{Ino: f.ino, V: old.V + 1, State: catalog.Staged, Local: old.Local, Size: f.inode.Size, Mtime: f.inode.Mtime, StagedAt: now}
 	keep := func(u *catalog.Upload) bool {
