@@ -4,7 +4,11 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
@@ -101,4 +105,46 @@ func coldFile(tx *catalog.Tx, v catalog.Vault, dir uint64, name string, size, no
 		return err
 	}
 	return tx.PutInode(i)
+}
+
+// changes are how many changes of the catalog a second are recorded, durably and
+// not, against as many keys in badger's own transactions. They are the benchmarks of cache/catalog.
+func (b *bench) changes() error {
+	program := b.path("catalog.test")
+	if out, err := exec.Command("go", "test", "-c", "-o", program, "./cache/catalog").CombinedOutput(); err != nil {
+		return fmt.Errorf("go test -c: %w\n%s", err, out)
+	}
+	dir, err := b.fresh("changes")
+	if err != nil {
+		return err
+	}
+	perSecond := regexp.MustCompile(`([0-9.e+]+) updates/s`)
+	run := func(name, bench string) contestant {
+		return contestant{name, func() (float64, error) {
+			cmd := exec.Command(program, "-test.run", "^$", "-test.bench", bench, "-test.benchtime", "300ms")
+			cmd.Env = append(os.Environ(), "TMPDIR="+dir)
+			out, err := cmd.CombinedOutput()
+			m := perSecond.FindSubmatch(out)
+			if err != nil || m == nil {
+				return 0, fmt.Errorf("%s: %v\n%s", bench, err, out)
+			}
+			return strconv.ParseFloat(string(m[1]), 64)
+		}}
+	}
+	for _, durable := range []bool{true, false} {
+		for _, writers := range []int{1, 64} {
+			name, how := "catalog changes", "creating a file, about six keys; badger with SyncWrites off"
+			if durable {
+				name, how = "durable catalog changes", "creating a file, about six keys, and waiting until that survives a power loss; badger with SyncWrites"
+			}
+			_, err := b.compare(fmt.Sprintf("%s, %d at a time", name, writers), how, "changes/s", false, []contestant{
+				run("badger", fmt.Sprintf("^BenchmarkBadgerSync$/^sync=%t$/^writers=%d$", durable, writers)),
+				run(casfs, fmt.Sprintf("^BenchmarkCreate$/^durable=%t$/^writers=%d$", durable, writers)),
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -42,6 +43,7 @@ func (b *bench) rounds(warm int, name, how, unit string, less bool, all []contes
 		for i := range all {
 			// Who comes first changes, so that nobody always follows the same one.
 			c := all[(i+round+warm)%len(all)]
+			syscall.Sync() // nobody pays for what another one left to be written back
 			v, err := c.run()
 			if err != nil {
 				return nil, fmt.Errorf("%s, %s: %w", name, c.name, err)
@@ -67,6 +69,18 @@ func each(peers []*peer, run func(*peer) (float64, error)) []contestant {
 		all[i] = contestant{p.name, func() (float64, error) { return run(p) }}
 	}
 	return all
+}
+
+// peaks adds what the processes among peers needed of memory at most.
+func (b *bench) peaks(name string, peers []*peer) {
+	r := &result{name: name, how: "VmHWM", unit: "MiB", less: true, cells: map[string][]float64{}}
+	for _, p := range peers {
+		if v := p.status("VmHWM"); v > 0 {
+			r.peers = append(r.peers, p.name)
+			r.cells[p.name] = []float64{float64(v) / mib}
+		}
+	}
+	b.results = append(b.results, r)
 }
 
 func (r *result) median(peer string) float64 { return median(r.cells[peer]) }

@@ -30,10 +30,11 @@ type bench struct {
 	values  map[string]float64 // for targets that are not ratios of a result's cells
 	notes   []string
 
-	mu    sync.Mutex
-	up    []*peer
-	clean sync.Once
-	next  int
+	mu     sync.Mutex
+	up     []*peer
+	closed bool // nobody is started any more
+	clean  sync.Once
+	next   int
 }
 
 func newBench(o options) (*bench, error) {
@@ -87,13 +88,15 @@ func (b *bench) fresh(name string) (string, error) {
 func (b *bench) cleanUp() {
 	b.clean.Do(func() {
 		b.mu.Lock()
-		up := b.up
+		b.closed = true
+		up := append([]*peer(nil), b.up...)
 		b.mu.Unlock()
 		for _, p := range up {
 			p.kill()
 		}
-		if b.ownDir {
-			os.RemoveAll(b.dir)
+		// When it was interrupted, somebody may still be writing.
+		for try := 0; b.ownDir && try < 10 && os.RemoveAll(b.dir) != nil; try++ {
+			time.Sleep(100 * time.Millisecond)
 		}
 	})
 }
@@ -130,13 +133,17 @@ func (p *peer) start() error {
 		return err
 	}
 	began := time.Now()
-	if err := cmd.Start(); err != nil {
+	p.b.mu.Lock()
+	if p.b.closed {
+		err = errors.New("interrupted")
+	} else if err = cmd.Start(); err == nil {
+		p.cmd = cmd
+		p.b.up = append(p.b.up, p)
+	}
+	p.b.mu.Unlock()
+	if err != nil {
 		return err
 	}
-	p.cmd = cmd
-	p.b.mu.Lock()
-	p.b.up = append(p.b.up, p)
-	p.b.mu.Unlock()
 	lines := make(chan string, 16)
 	done := make(chan error, 1)
 	p.done = done
@@ -354,7 +361,7 @@ func (b *bench) mount(args ...string) (*peer, error) {
 func (b *bench) remount(base string, args ...string) *peer {
 	point := filepath.Join(base, "mnt")
 	argv := append([]string{b.casfs, "mount", "--local", filepath.Join(base, "store"), "--state-dir", filepath.Join(base, "state"),
-		"--settle", "24h", "--drain", "stop", "--recall-guard-files", "0", "--recall-guard-bytes", "0", "--standard", "0s", "--log-level", "warn"}, args...)
+		"--settle", "24h", "--stream-above", "1T", "--drain", "stop", "--recall-guard-files", "0", "--recall-guard-bytes", "0", "--standard", "0s", "--log-level", "warn"}, args...)
 	return &peer{b: b, name: casfs, dir: filepath.Join(point, vault), point: point, ready: "mounted", argv: append(argv, point)}
 }
 

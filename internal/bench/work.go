@@ -75,6 +75,7 @@ func (b *bench) writes() error {
 			b.values["write/rclone"] = r.ratio(rclone)
 		}
 	}
+	b.peaks("peak RSS after these writes", peers)
 	return nil
 }
 
@@ -87,13 +88,17 @@ func (b *bench) reads() error {
 	if err := startAll(peers); err != nil {
 		return err
 	}
-	for _, p := range peers {
-		if err := write(filepath.Join(p.dir, "large"), b.o.size, false); err != nil {
-			return err
+	// Written anew for each round: how the kernel happened to lay out the pages of
+	// one file would otherwise be the difference.
+	r, err := b.compare("sequential read, warm, "+sizeName(b.o.size), "read(2) of 1 MiB from the page cache, of a file just written", "MB/s", false, each(peers, func(p *peer) (float64, error) {
+		file := filepath.Join(p.dir, "large")
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return 0, err
 		}
-	}
-	r, err := b.compare("sequential read, warm, "+sizeName(b.o.size), "read(2) of 1 MiB from the page cache", "MB/s", false, each(peers, func(p *peer) (float64, error) {
-		return rate(mb(b.o.size), func() error { return read(filepath.Join(p.dir, "large")) })
+		if err := write(file, b.o.size, false); err != nil {
+			return 0, err
+		}
+		return rate(mb(b.o.size), func() error { return read(file) })
 	}))
 	if err != nil {
 		return err
@@ -141,19 +146,68 @@ func (b *bench) smallFiles() error {
 			continue
 		}
 		r, err := b.compare(tool.name+" in, "+what, "`"+tool.name+"` of the first files of the Go source tree, to its end", "files/s", false, each(peers, func(p *peer) (float64, error) {
-			to := filepath.Join(p.dir, "copy")
-			v, err := rate(float64(files), func() error { return command(tool.argv[0], append(tool.argv[1:], tree+"/.", to)...) })
-			if err != nil {
-				return 0, err
-			}
-			return v, os.RemoveAll(to)
+			to := b.copyTo(p.dir)
+			return rate(float64(files), func() error { return command(tool.argv[0], append(tool.argv[1:], tree+"/.", to)...) })
 		}))
 		if err != nil {
 			return err
 		}
 		b.values["small/disk "+tool.name] = r.ratio(disk)
+		b.values["small/fuse "+tool.name] = r.between(loopPass, disk)
+		b.values["small/loopback "+tool.name] = r.ratio(loopPass)
 		b.values["small/rclone "+tool.name] = r.ratio(rclone)
 	}
+	b.peaks("peak RSS after these copies", peers)
+	if err := b.stopAll(); err != nil {
+		return err
+	}
+	return b.smallToArchived(tree, files, what)
+}
+
+// copyTo names a directory to copy a tree to, another one each time: ext4 creates
+// files slowly where many were deleted a moment ago, so nothing is deleted between rounds.
+func (b *bench) copyTo(dir string) string {
+	b.next++
+	return filepath.Join(dir, fmt.Sprintf("copy-%d", b.next))
+}
+
+// smallToArchived copies a tree in and waits until each file is an archive.
+func (b *bench) smallToArchived(tree string, files int, what string) error {
+	plain, err := b.fresh("plain")
+	if err != nil {
+		return err
+	}
+	c, err := b.mount("--trash", "off")
+	if err != nil {
+		return err
+	}
+	if err := c.start(); err != nil {
+		return err
+	}
+	copied := func(dir string, durable func(to string) error) contestant {
+		name := disk
+		if dir == c.dir {
+			name = casfs
+		}
+		return contestant{name, func() (float64, error) {
+			to := b.copyTo(dir)
+			return rate(float64(files), func() error {
+				if err := command("cp", "-r", tree+"/.", to); err != nil {
+					return err
+				}
+				return durable(to)
+			})
+		}}
+	}
+	r, err := b.compare("`cp -r` in, to archived, "+what, "`cp -r`, then `casfs sync`; on the disk `sync -f`", "files/s", false, []contestant{
+		copied(plain, func(to string) error { return command("sync", "-f", to) }),
+		copied(c.dir, func(to string) error { _, err := b.verb("sync", to); return err }),
+	})
+	if err != nil {
+		return err
+	}
+	b.values["small/archived"] = r.ratio(disk)
+	b.peaks("peak RSS after that", []*peer{c})
 	return nil
 }
 
@@ -274,7 +328,6 @@ func (b *bench) lists() error {
 				b.values["list/rclone"] = r.ratio(rclone)
 			}
 		}
-		os.RemoveAll(below)
 	}
 	return nil
 }
@@ -407,6 +460,7 @@ func (b *bench) archive() error {
 		return err
 	}
 	b.values["archive"] = r.ratio("hash × 4")
+	b.peaks("peak RSS after that", []*peer{c})
 	return nil
 }
 
@@ -482,6 +536,7 @@ func (b *bench) recall() error {
 	}
 	b.values["recall"] = r.ratio("job fetch")
 	b.values["recall/read"] = r.between("read", "job fetch")
+	b.peaks("peak RSS after that", []*peer{c})
 	return nil
 }
 
