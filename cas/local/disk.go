@@ -36,17 +36,7 @@ func (s *Store) openDir(o Options) error {
 		if !e.IsDir() {
 			continue
 		}
-		v, err := loadVault(s, filepath.Join(s.dir, "vaults", e.Name()))
-		if err != nil {
-			for _, v := range s.vaults {
-				v.log.close()
-			}
-			return err
-		}
-		s.vaults[v.name] = v
-		if err := v.collect(); err != nil {
-			s.logger.Warn("garbage not removed", "vault", v.name, "error", err)
-		}
+		s.openVault(e.Name())
 	}
 	return nil
 }

@@ -19,7 +19,9 @@
 //	                  …/ID.part-*  a part that was sent again, until Complete
 //	DIR/vaults/V/jobs/ID           the output of an inventory job
 //
-// V is derived from the vault's name. A directory NNNN takes 1024 archives.
+// V is derived from the vault's name. A directory NNNN takes 1024 archives. A vault whose log cannot be
+// read at all (empty, missing) is listed, refuses every request with what is wrong and what to do, and is left as it
+// is; the others are not concerned.
 //
 // # One account
 //
@@ -119,6 +121,7 @@ type Store struct {
 	vaultOps sync.Mutex // held while a vault is created or deleted
 	mu       sync.RWMutex
 	vaults   map[string]*vault
+	broken   map[string]*brokenVault // by directory; as Open found them
 
 	sweepMu   sync.Mutex
 	lastSweep int64
@@ -161,7 +164,7 @@ func Open(o Options) (*Store, error) {
 		dir: dir, region: o.Region, delays: o.Delays, lenient: o.Lenient, noSync: o.NoSync, clock: o.Now,
 		uploadLife: o.UploadLife.Milliseconds(), outputLife: o.OutputLife.Milliseconds(), inventoryAge: o.InventoryAge.Milliseconds(),
 		stallTime: o.Stall, rate: o.MinRate, maxRate: o.MaxRate, logger: o.Logger,
-		headKey: http.CanonicalHeaderKey("X-Casfs-" + newKey(24)), vaults: map[string]*vault{},
+		headKey: http.CanonicalHeaderKey("X-Casfs-" + newKey(24)), vaults: map[string]*vault{}, broken: map[string]*brokenVault{},
 	}
 	const day = 24 * 60 * 60 * 1000
 	if s.region == "" {

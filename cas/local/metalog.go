@@ -66,15 +66,22 @@ func parseLine(line []byte) ([]byte, bool) {
 	return line[9:], sum == crc32.Checksum(line[9:], castagnoli)
 }
 
-// replay calls each for every record of the file. A torn tail, which a crash
-// leaves, is cut off. Damage before the last good line is skipped and reported, so
+// replayed is what a replay found beside records.
+type replayed struct {
+	damaged bool  // bad lines, which are no torn tail
+	torn    int64 // bytes of a torn tail, which a crash leaves
+	good    int64 // where the last good line ends
+}
+
+// replay calls each for every record of the file. Damage before the last good line is skipped and reported, so
 // that one bad sector does not hide the archives after it.
-func replay(path string, logger *slog.Logger, each func(record []byte) error) (damaged bool, err error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+func replay(path string, logger *slog.Logger, each func(record []byte) error) (found replayed, err error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return false, err
+		return found, err
 	}
 	defer f.Close()
+	damaged := false
 	br := bufio.NewReaderSize(f, 1<<20)
 	var off, good int64 // start of this line, end of the last good one
 	whole := false      // a bad line since then has its line feed
@@ -90,7 +97,7 @@ func replay(path string, logger *slog.Logger, each func(record []byte) error) (d
 			long = nil
 		}
 		if err != nil && err != io.EOF {
-			return damaged, err
+			return found, err
 		}
 		if err == io.EOF {
 			off += int64(len(line))
@@ -102,7 +109,7 @@ func replay(path string, logger *slog.Logger, each func(record []byte) error) (d
 				logger.Error("damaged record skipped", "file", path, "offset", good, "bytes", off-good)
 			}
 			if err := each(rec); err != nil {
-				return damaged, fmt.Errorf("%s at %d: %w", path, off, err)
+				return found, fmt.Errorf("%s at %d: %w", path, off, err)
 			}
 			good = off + int64(len(line))
 			whole = false
@@ -113,13 +120,9 @@ func replay(path string, logger *slog.Logger, each func(record []byte) error) (d
 	}
 	if whole {
 		logger.Error("damaged record skipped", "file", path, "offset", good, "bytes", off-good)
-		return true, nil
+		return replayed{damaged: true, good: off}, nil
 	}
-	if good < off {
-		logger.Warn("torn tail removed", "file", path, "offset", good, "bytes", off-good)
-		return damaged, f.Truncate(good)
-	}
-	return damaged, nil
+	return replayed{damaged: damaged, torn: off - good, good: good}, nil
 }
 
 // openLog opens an existing file for appending.

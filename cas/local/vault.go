@@ -77,7 +77,7 @@ func loadVault(s *Store, dir string) (*vault, error) {
 	v := newVault(s, dir)
 	path := filepath.Join(dir, "log")
 	lines := 0
-	damaged, err := replay(path, s.logger, func(b []byte) error {
+	found, err := replay(path, s.logger, func(b []byte) error {
 		var r record
 		if err := json.Unmarshal(b, &r); err != nil {
 			return err
@@ -89,8 +89,23 @@ func loadVault(s *Store, dir string) (*vault, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v.name == "" {
-		return nil, fmt.Errorf("%s: no vault record", path)
+	damaged := found.damaged
+	switch {
+	case lines == 0:
+		return nil, noRecord(path)
+	case v.name == "":
+		if err := v.adopt(path); err != nil {
+			return nil, err
+		}
+		damaged = true
+	case vaultDir(v.name) != filepath.Base(dir):
+		return nil, fmt.Errorf("%s is the log of the vault %s, whose directory is %s", path, v.name, vaultDir(v.name))
+	}
+	if found.torn > 0 {
+		s.logger.Warn("torn tail removed", "file", path, "offset", found.good, "bytes", found.torn)
+		if err := os.Truncate(path, found.good); err != nil {
+			return nil, err
+		}
 	}
 	copies, err := filepath.Glob(path + ".damaged-*")
 	if err != nil {
@@ -164,6 +179,9 @@ func (s *Store) vault(name string) (*vault, error) {
 	if v := s.vaults[name]; v != nil {
 		return v, nil
 	}
+	if b := s.broken[vaultDir(name)]; b != nil {
+		return nil, b.refusal()
+	}
 	return nil, noVault(name)
 }
 
@@ -175,8 +193,11 @@ func (s *Store) createVault(r *request) error {
 	s.vaultOps.Lock()
 	defer s.vaultOps.Unlock()
 	s.mu.RLock()
-	v, n := s.vaults[r.vault], len(s.vaults)
+	v, n := s.vaults[r.vault], len(s.vaults)+len(s.broken)
 	s.mu.RUnlock()
+	if b := s.broken[vaultDir(r.vault)]; b != nil {
+		return b.refusal()
+	}
 	if v == nil {
 		if n >= maxVaults {
 			return refuse(http.StatusBadRequest, "LimitExceededException", "an account has at most %d vaults", maxVaults)
@@ -350,6 +371,11 @@ func (s *Store) listVaults(r *request) error {
 			names = append(names, n)
 		}
 	}
+	for _, b := range s.broken {
+		if b.name != "" && s.qcs(b.name) >= marker {
+			names = append(names, b.name)
+		}
+	}
 	slices.Sort(names) // the order of QCS names: they share all but the vault's
 	list := struct {
 		Marker    *string
@@ -366,7 +392,11 @@ func (s *Store) listVaults(r *request) error {
 	}
 	s.mu.RUnlock()
 	now := s.nowMillis()
-	for _, v := range vs {
+	for i, v := range vs {
+		if v == nil {
+			list.VaultList = append(list.VaultList, s.broken[vaultDir(names[i])].describe(s))
+			continue
+		}
 		list.VaultList = append(list.VaultList, v.describe(now))
 	}
 	return r.replyJSON(http.StatusOK, list)

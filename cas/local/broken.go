@@ -1,0 +1,97 @@
+package local
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// brokenVault is a directory whose vault cannot be opened. It is listed as far
+// as its name is known and refuses every request, saying why, so that one damaged log does
+// not take the store's other vaults along. Nothing in it is changed.
+type brokenVault struct {
+	name string // "" when the directory does not tell
+	dir  string
+	at   int64 // the directory's time
+	why  error
+}
+
+// openVault opens the vault in a directory below DIR/vaults.
+func (s *Store) openVault(base string) {
+	dir := filepath.Join(s.dir, "vaults", base)
+	v, err := loadVault(s, dir)
+	if err != nil {
+		b := &brokenVault{dir: dir, why: err}
+		b.name, _ = vaultName(base)
+		if st, err := os.Stat(dir); err == nil {
+			b.at = millis(st.ModTime())
+		}
+		s.broken[base] = b
+		s.logger.Error("a vault cannot be opened", "vault", b.name, "directory", dir, "error", err, "advice", brokenAdvice)
+		return
+	}
+	s.vaults[v.name] = v
+	if err := v.collect(); err != nil {
+		s.logger.Warn("garbage not removed", "vault", v.name, "error", err)
+	}
+}
+
+const brokenAdvice = "Nothing in it was changed. Stop the store; put a copy of the log back, or move the directory out of vaults/ " +
+	"and create the vault again (the bytes of its archives stay there in archives/, each named by its ID); then start the store"
+
+// refusal answers every request for the vault: it is there, and may be again.
+func (b *brokenVault) refusal() error {
+	return unavailable(fmt.Errorf("the vault cannot be opened: %w. %s", b.why, brokenAdvice))
+}
+
+// describe is what can be said of the vault.
+func (b *brokenVault) describe(s *Store) vaultJSON {
+	return vaultJSON{CreationDate: formatTime(b.at), VaultQCS: s.qcs(b.name), VaultName: b.name}
+}
+
+// noRecord says in what state a log is that holds no vault.
+func noRecord(path string) error {
+	st, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return err
+	case st.Size() == 0:
+		return fmt.Errorf("%s is empty", path)
+	}
+	return fmt.Errorf("none of the %d bytes of %s is a record", st.Size(), path)
+}
+
+// vaultName returns the name of the vault whose directory is called base. The directory of a name of more than 100
+// characters does not tell it.
+func vaultName(base string) (name string, ok bool) {
+	rest, ok := strings.CutPrefix(base, "v-")
+	i := strings.LastIndexByte(rest, '-')
+	if !ok || i < 0 {
+		return "", false
+	}
+	if name = rest[:i]; !validVaultName(name) || vaultDir(name) != base {
+		return "", false
+	}
+	return name, true
+}
+
+// adopt gives a vault whose first record is lost the name of its directory. What the log still
+// says of its archives is as good as ever.
+func (v *vault) adopt(path string) error {
+	name, ok := vaultName(filepath.Base(v.dir))
+	if !ok {
+		return errors.New(path + " has lost the record of the vault's name, and the directory does not tell it")
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	v.name, v.created = name, millis(st.ModTime())
+	if len(v.order) > 0 {
+		v.created = min(v.created, v.order[0].created)
+	}
+	v.s.logger.Error("a vault's first record is lost; its name is taken from its directory", "vault", name, "file", path)
+	return nil
+}
