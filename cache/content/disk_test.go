@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,25 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-// smallDisk returns a file system of its own, of size bytes.
-func smallDisk(t testing.TB, size string) string {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, "size="+size); err != nil {
-		t.Skipf("mount: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("unmount: %v", err)
-			unix.Unmount(dir, unix.MNT_DETACH)
-		}
-	})
-	return dir
-}
 
 func fill(t testing.TB, dir string, leave int64) string {
 	t.Helper()
@@ -278,6 +260,40 @@ func TestCacheOnAnotherFileSystem(t *testing.T) {
 	}
 	u := s.Usage()
 	sameFootprint(t, dir, allocatedOf(t, s), u.StagingBytes+u.CacheBytes)
+}
+
+// Staging and content on different file systems, by a mount or by a link: archived files could not leave staging.
+func TestStagingOnAnotherFileSystem(t *testing.T) {
+	for _, name := range []string{"staging", "content"} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := openStore(t, Options{StateDir: dir})
+			must(t, staged(t, s, 1, random(mib, 1)).Close())
+			must(t, s.Close())
+			// As somebody does who wants it on a larger disk.
+			other := otherDisk(t, dir)
+			must(t, os.CopyFS(filepath.Join(other, name), os.DirFS(filepath.Join(dir, name))))
+			must(t, os.Rename(filepath.Join(dir, name), filepath.Join(dir, "old")))
+			must(t, os.Symlink(filepath.Join(other, name), filepath.Join(dir, name)))
+			_, err := Open(Options{StateDir: dir})
+			if err == nil {
+				t.Fatal("opened")
+			}
+			for _, want := range []string{filepath.Join(dir, "staging"), filepath.Join(dir, "content"), "different file systems"} {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q does not say %q", err, want)
+				}
+			}
+			// Put right, it opens with everything.
+			must(t, os.Remove(filepath.Join(dir, name)))
+			must(t, os.CopyFS(filepath.Join(dir, name), os.DirFS(filepath.Join(other, name))))
+			s = openStore(t, Options{StateDir: dir})
+			if list := s.List(); len(list) != 1 || list[0].Size != mib {
+				t.Errorf("%v", list)
+			}
+			must(t, s.Close())
+		})
+	}
 }
 
 // Every step of a Demote that copies.

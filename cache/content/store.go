@@ -1,6 +1,7 @@
 package content
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -130,13 +131,18 @@ func Open(o Options) (*Store, error) {
 			return nil, fmt.Errorf("local store: %w", noSpace(err))
 		}
 	}
+	if err := s.probe(inState); errors.Is(err, unix.EXDEV) {
+		return nil, fmt.Errorf("local store: %s and %s are on different file systems, so that what is archived could never leave staging: "+
+			"both must be plain directories of %s (to have everything elsewhere, move that with what is in it; recalled files can be elsewhere with another cache directory). Nothing was changed",
+			s.dirs[inStaging], s.dirs[inState], o.StateDir)
+	}
 	if err := s.openSpace(o.StateDir, o.MinFree, o.StateFree); err != nil {
 		return nil, fmt.Errorf("local store: %w", err)
 	}
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("local store: %w", err)
 	}
-	s.movable = s.cache == s.state && s.dirs[inCache] != "" && s.canRename()
+	s.movable = s.cache == s.state && s.dirs[inCache] != "" && s.probe(inCache) == nil
 	s.reserve.path = filepath.Join(s.dirs[inStaging], "reserve")
 	s.reserve.fill()
 	s.mu.Lock()
@@ -145,12 +151,16 @@ func Open(o Options) (*Store, error) {
 	return s, nil
 }
 
-// canRename finds out whether staging files can be renamed into CacheDir. The device number does not say: a bind mount has the same.
-func (s *Store) canRename() bool {
-	from, to := filepath.Join(s.dirs[inStaging], "probe"), filepath.Join(s.dirs[inCache], "probe")
+// probe finds out whether staging files can be renamed into a place: EXDEV says that they cannot. The device
+// number does not say: a bind mount has the same.
+func (s *Store) probe(to place) error {
+	from, name := filepath.Join(s.dirs[inStaging], "probe"), filepath.Join(s.dirs[to], "probe")
 	defer os.Remove(from)
-	defer os.Remove(to)
-	return os.WriteFile(from, nil, 0o600) == nil && os.Rename(from, to) == nil
+	defer os.Remove(name)
+	if err := os.WriteFile(from, nil, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(from, name)
 }
 
 func sameDir(a, b string) bool {
