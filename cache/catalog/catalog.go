@@ -165,7 +165,13 @@ func (c *Catalog) shutdown(clean bool) error {
 		errs = append(errs, err)
 	}
 	if clean {
-		errs = append(errs, c.writeCleanMark(seq))
+		err := c.writeCleanMark(seq)
+		if errors.Is(err, errBadTable) {
+			// Nothing is lost: the mark says that the index was not closed.
+			c.log.Error("catalog's index was damaged while it was open; it will be rebuilt at the next start", "err", err)
+			err = nil
+		}
+		errs = append(errs, err)
 	}
 	errs = append(errs, c.lock.Close())
 	return errors.Join(errs...)

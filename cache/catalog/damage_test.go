@@ -353,3 +353,34 @@ func TestDamage(t *testing.T) {
 		})
 	}
 }
+
+// TestDamageWhileOpen: a table that decays between its making and the close is not taken over by the mark.
+func TestDamageWhileOpen(t *testing.T) {
+	const n = 500
+	for _, k := range []struct {
+		name string
+		do   func([]byte) []byte
+	}{{"nothing", func(b []byte) []byte { return b }}, {"block", flip(.3)}, {"index", flip(.97)}, {"end", flip(1)}} {
+		t.Run(k.name, func(t *testing.T) {
+			o := small(filepath.Join(t.TempDir(), "state"))
+			o.NoCompaction = true
+			c := mustOpen(t, o)
+			populate(t, c, "v", n)
+			mustClose(t, c)
+			if err := os.RemoveAll(filepath.Join(o.Dir, "index")); err != nil {
+				t.Fatal(err)
+			}
+			c = mustOpen(t, o) // makes tables
+			change(t, nth(t, filepath.Join(o.Dir, "index"), "*.sst", 0), k.do)
+			mustClose(t, c)
+			c = mustOpen(t, o)
+			if got := c.Rebuilt(); (got == "") != (k.name == "nothing") {
+				t.Errorf("Rebuilt() = %q", got)
+			}
+			if got := countFiles(t, c, "v"); got != n {
+				t.Errorf("%d files, want %d", got, n)
+			}
+			mustClose(t, c)
+		})
+	}
+}

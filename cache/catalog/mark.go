@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dgraph-io/badger/v4/table"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -48,7 +49,7 @@ func (c *Catalog) writeMark() error {
 
 // writeCleanMark notes that the index, which is closed, holds everything up to seq, and what its files are.
 func (c *Catalog) writeCleanMark(seq uint64) error {
-	sums, err := sumIndex(c.path("index"), c.sums)
+	sums, err := sumIndex(c.path("index"), c.sums, true)
 	if err != nil {
 		return err
 	}
@@ -146,8 +147,10 @@ func syncDir(dir string) error {
 }
 
 // sumIndex reads every file of a closed index. Tables never change, so those
-// that known has with the same size and time are not read again.
-func sumIndex(dir string, known map[string]fileSum) ([]fileSum, error) {
+// that known has with the same size and time are not read again. With verify the others must pass
+// their own checksums (errBadTable): from then on the sum vouches for them, and badger need not look at
+// them when it opens.
+func sumIndex(dir string, known map[string]fileSum, verify bool) ([]fileSum, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
@@ -164,28 +167,64 @@ func sumIndex(dir string, known map[string]fileSum) ([]fileSum, error) {
 		sums = append(sums, fileSum{Name: e.Name(), Size: info.Size(), mtime: info.ModTime()})
 	}
 	var g errgroup.Group
-	g.SetLimit(runtime.GOMAXPROCS(0))
+	g.SetLimit(min(runtime.GOMAXPROCS(0), 4)) // each may hold a table in memory
 	for i := range sums {
 		s := &sums[i]
-		if k, ok := known[s.Name]; ok && strings.HasSuffix(s.Name, ".sst") && k.Size == s.Size && k.mtime.Equal(s.mtime) {
+		isTable := strings.HasSuffix(s.Name, ".sst")
+		if k, ok := known[s.Name]; ok && isTable && k.Size == s.Size && k.mtime.Equal(s.mtime) {
 			s.CRC = k.CRC
 			continue
 		}
-		g.Go(func() error {
-			f, err := os.Open(filepath.Join(dir, s.Name))
-			if err != nil {
-				return err
+		g.Go(func() (err error) {
+			name := filepath.Join(dir, s.Name)
+			if verify && isTable {
+				s.CRC, err = sumTable(name)
+			} else {
+				s.CRC, err = sumFile(name)
 			}
-			defer f.Close()
-			h := crc32.New(castagnoli)
-			if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 1<<20)); err != nil {
-				return err
-			}
-			s.CRC = h.Sum32()
-			return nil
+			return err
 		})
 	}
 	return sums, g.Wait()
+}
+
+func sumFile(name string) (uint32, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	h := crc32.New(castagnoli)
+	_, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 1<<20))
+	return h.Sum32(), err
+}
+
+// errBadTable is a table whose blocks fail their checksums.
+var errBadTable = errors.New("table is damaged")
+
+// sumTable is sumFile of a table that is to pass its own checksums.
+func sumTable(name string) (sum uint32, err error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %s: badger panics: %v", errBadTable, name, p)
+		}
+	}()
+	id, ok := table.ParseFileID(name)
+	if !ok {
+		return 0, fmt.Errorf("%w: %s is no table's name", errBadTable, name)
+	}
+	t, err := table.OpenInMemoryTable(b, id, &table.Options{})
+	if err == nil {
+		err = t.VerifyChecksum()
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%w: %s: %w", errBadTable, name, err)
+	}
+	return crc32.Checksum(b, castagnoli), nil
 }
 
 // compareIndex checks the index's files against a clean mark and says how they differ, "" for not at all.

@@ -236,7 +236,7 @@ func (c *Catalog) tryIndex(m *mark, last uint64) (reason string, err error) {
 		return "catalog was not closed", nil
 	}
 	// Before badger sees them: over some damage it panics where nobody can recover, over some it is silent.
-	sums, err := sumIndex(dir, nil)
+	sums, err := sumIndex(dir, nil, false)
 	if err != nil {
 		return "", err
 	}

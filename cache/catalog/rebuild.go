@@ -179,7 +179,7 @@ func (c *Catalog) replaceJournal(m *mark, damage error) (*mark, error) {
 	if m == nil || !m.Clean {
 		return m, damage
 	}
-	sums, err := sumIndex(c.path("index"), nil)
+	sums, err := sumIndex(c.path("index"), nil, false)
 	if err != nil || compareIndex(m, sums) != "" {
 		return m, damage
 	}
