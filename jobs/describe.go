@@ -18,6 +18,7 @@ type Metadata struct {
 	Mtime     int64 // ns
 	Mode      uint32
 	UID, GID  uint32
+	Born      int64  // ns; when inode Ino was made: a catalog restored from a backup gives its numbers out again. 0: not told
 	Seg, Segs int    // segment Seg of Segs, counted from 0; Segs 0 or 1: one archive
 	Path      string // within the vault, without leading slash
 	Cut       bool   // Path lost its left part
@@ -85,6 +86,9 @@ func formatDescription(m Metadata) string {
 	b.WriteString(descriptionMagic)
 	fmt.Fprintf(&b, "id=%s ino=%d v=%d size=%d mtime=%d mode=%o uid=%d gid=%d",
 		percentEncode(m.Intent), m.Ino, m.V, m.Size, m.Mtime, m.Mode, m.UID, m.GID)
+	if m.Born != 0 {
+		fmt.Fprintf(&b, " born=%d", m.Born)
+	}
 	if m.Segs > 1 {
 		fmt.Fprintf(&b, " seg=%d/%d", m.Seg, m.Segs)
 	}
@@ -142,6 +146,7 @@ func parseDescription(s string) (m Metadata, ok bool) {
 		hasSeg
 		hasUID
 		hasGID
+		hasBorn
 		required = hasID | hasIno | hasV | hasSize | hasMtime | hasMode | hasPath
 	)
 	seen := 0
@@ -179,6 +184,10 @@ func parseDescription(s string) (m Metadata, ok bool) {
 		case "gid":
 			bit = hasGID
 			m.GID, err = parse32(value, 10)
+		case "born":
+			bit = hasBorn
+			m.Born, err = strconv.ParseInt(value, 10, 64)
+			good = m.Born != 0
 		case "seg":
 			bit = hasSeg
 			i, n, _ := strings.Cut(value, "/")

@@ -25,8 +25,9 @@ func TestDescriptionFormat(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	m.Seg, m.Segs = 2, 5
-	if got := formatDescription(m); !strings.Contains(got, " seg=2/5 path=") {
-		t.Errorf("segments are missing in %s", got)
+	m.Born = 1510000000123456789
+	if got := formatDescription(m); !strings.Contains(got, " gid=100 born=1510000000123456789 seg=2/5 path=") {
+		t.Errorf("birth and segments are missing in %s", got)
 	}
 }
 
@@ -36,6 +37,7 @@ func TestDescriptionRoundTrip(t *testing.T) {
 	} {
 		m := sampleMetadata()
 		m.Path = path
+		m.Born = int64(len(path))
 		s := formatDescription(m)
 		got, ok := parseDescription(s)
 		if !ok || !reflect.DeepEqual(got, m) {
@@ -67,6 +69,7 @@ func TestParseDescriptionRefuses(t *testing.T) {
 		strings.Replace(good, "ino=17", "ino=-17", 1), strings.Replace(good, "mode=100644", "mode=9", 1),
 		strings.Replace(good, "size=", "size=-", 1), strings.Replace(good, " path=", " seg=5/5 path=", 1),
 		strings.Replace(good, " path=", " seg=1 path=", 1), strings.Replace(good, "%20", "%2", 1) + "%",
+		strings.Replace(good, " path=", " born=x path=", 1), strings.Replace(good, " path=", " born=1 born=2 path=", 1),
 		strings.Replace(good, "%20", "%zz", 1), strings.Replace(good, " v=3", "", 1),
 		good + strings.Repeat("x", cas.MaxDescription),
 	} {
@@ -85,6 +88,7 @@ func FuzzParseDescription(f *testing.F) {
 	m.Path = strings.Repeat("夏/", 200)
 	f.Add(formatDescription(m))
 	m.Seg, m.Segs = 1, 3
+	m.Born = -1
 	f.Add(formatDescription(m))
 	f.Add("casfs1 id=%00 ino=1 v=1 size=0 mtime=-1 mode=0 path~=%FF")
 	f.Fuzz(func(t *testing.T, s string) {

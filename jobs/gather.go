@@ -33,10 +33,28 @@ type gathered struct {
 	Num  uint64
 	Len  int64
 	Size int64 // of the whole version
+
+	Created int64 `json:",omitempty"` // the archive
 }
 
+// gatherMeta names the gathering of an inode of some catalog. The number alone is not enough: one that a restored
+// backup had forgotten may have become another file's.
 func gatherMeta(vault uint64, m Metadata) string {
-	return fmt.Sprintf("rebuild.%d.%.*s.%d", vault, sourceLen, m.Intent, m.Ino)
+	key := fmt.Sprintf("rebuild.%d.%.*s.%d", vault, sourceLen, m.Intent, m.Ino)
+	if m.Born != 0 {
+		key += fmt.Sprintf(".%d", m.Born)
+	}
+	return key
+}
+
+// forked reports whether two archives of an inode cannot be versions of one history: the one with the
+// smaller number was made later. Between them an older state directory was restored, and neither replaces the other. (Segments
+// of two versions may be under way at the same time.)
+func forked(a, b gathered) bool {
+	if a.V > b.V {
+		a, b = b, a
+	}
+	return a.V < b.V && a.Created > b.Created && b.Created != 0 && a.Segs <= 1 && b.Segs <= 1
 }
 
 func loadGathering(tx *catalog.Tx, key string) (g gathering, err error) {
@@ -103,17 +121,20 @@ func (m *merger) gather(tx *catalog.Tx, a catalog.Archive, md Metadata, now time
 	if err != nil {
 		return err
 	}
+	part := gathered{V: md.V, Seg: md.Seg, Segs: md.Segs, Num: a.Num, Len: a.Size, Size: md.Size, Created: a.Created}
 	for _, p := range g.Parts {
-		if p.V == md.V && p.Seg == md.Seg {
-			old, err := tx.Archive(p.Num)
-			if err == nil && sameBytes(old, a) {
-				m.toTrash(&a, now)
-				return tx.PutArchive(a)
-			}
-			return m.beside(tx, a, md, old, now)
+		same := p.V == md.V && p.Seg == md.Seg
+		if !same && !forked(p, part) {
+			continue
 		}
+		old, err := tx.Archive(p.Num)
+		if same && err == nil && sameBytes(old, a) {
+			m.toTrash(&a, now)
+			return tx.PutArchive(a)
+		}
+		return m.beside(tx, a, md, old, now)
 	}
-	g.Parts = append(g.Parts, gathered{V: md.V, Seg: md.Seg, Segs: md.Segs, Num: a.Num, Len: a.Size, Size: md.Size})
+	g.Parts = append(g.Parts, part)
 	v, size, parts := g.complete()
 	switch {
 	case parts == nil: // more segments have to come

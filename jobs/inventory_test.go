@@ -490,6 +490,101 @@ func TestStateDirectoryOfYesterday(t *testing.T) {
 	})
 }
 
+// rewrite replaces the content of a file, archives it and drops the local copy.
+func (r *recallRig) rewrite(ino uint64, data []byte) {
+	r.t.Helper()
+	ctx := context.Background()
+	h, err := r.e.Open(ctx, Caller{}, ino, OpenFlags{Write: true, Truncate: true})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := h.WriteAt(ctx, Caller{}, data, 0); err != nil {
+		r.t.Fatal(err)
+	}
+	h.Release()
+	r.cold(ino)
+}
+
+// After an older state directory was restored, inode and version numbers are given out twice. A rebuild from the vault must take
+// none of what was written before and after for an older version of the other.
+func TestRebuildAfterRollback(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "expedited" })
+		kept, _ := r.coldFile("kept", 100)
+		ahead, _ := r.coldFile("ahead", 100)
+		r.stop()
+		backup := filepath.Join(t.TempDir(), "backup")
+		if err := os.CopyFS(backup, os.DirFS(r.opts.StateDir)); err != nil {
+			t.Fatal(err)
+		}
+		r.start()
+		want := make(map[string]bool) // contents
+		keep := func(data []byte) []byte {
+			want[string(data)] = true
+			return data
+		}
+		lost := make(map[uint64]bool)
+		for _, name := range []string{"lost1", "lost2", "lost3"} {
+			ino, data := r.coldFile(name, 500)
+			keep(data)
+			lost[ino] = true
+			time.Sleep(time.Minute)
+		}
+		// One file gets further before than after.
+		r.rewrite(kept, blob("kept v2", 510))
+		s, err := r.e.Stat(t.Context(), kept)
+		if err != nil {
+			t.Fatal(err)
+		}
+		second := s.Archives[0].ID
+		r.rewrite(kept, keep(blob("kept v3", 520)))
+		r.rewrite(ahead, blob("ahead v2", 530))
+		time.Sleep(time.Hour)
+		r.stop()
+		r.opts.StateDir = backup
+		r.start()
+		again := 0
+		for _, name := range []string{"new1", "new2", "new3"} {
+			ino, _ := r.coldFile(name, 700)
+			r.rewrite(ino, keep(blob(name+" v2", 710)))
+			if lost[ino] {
+				again++
+			}
+			time.Sleep(time.Minute)
+		}
+		if again == 0 {
+			t.Fatal("no inode number was used again: this tests nothing")
+		}
+		r.rewrite(kept, keep(blob("kept again", 720)))
+		r.rewrite(ahead, blob("ahead again", 730))
+		r.rewrite(ahead, keep(blob("ahead again v3", 740)))
+		// Nothing but the times tells that "kept v3" was not made of "kept again".
+		if err := r.client.DeleteArchive(t.Context(), "v", second); err != nil {
+			t.Fatal(err)
+		}
+		r.newMachine()
+		r.inventory()
+		for path, i := range r.tree() {
+			if !isRegular(i.Mode) {
+				continue
+			}
+			data, err := r.read(t.Context(), i.Ino, 0, 1000)
+			if err != nil {
+				t.Fatalf("%s: %v", path, err)
+			}
+			delete(want, string(data))
+		}
+		for data := range want {
+			t.Errorf("a file of %d bytes is not shown", len(data))
+		}
+		before := r.archives()
+		r.inventory()
+		if again := r.archives(); !maps.Equal(again, before) {
+			t.Errorf("another inventory makes %v of %v", again, before)
+		}
+	})
+}
+
 // Check holds what the vault says of each archive against the catalog, and recalls nothing.
 func TestCheckWithInventory(t *testing.T) {
 	inBubble(t, func(t *testing.T) {

@@ -171,6 +171,9 @@ func (m *merger) compare(tx *catalog.Tx, a catalog.Archive, md Metadata) (same, 
 	if err != nil {
 		return false, false, err
 	}
+	if md.Born != 0 && md.Born != i.Btime {
+		return false, false, nil // the number was another file's
+	}
 	v, err := tx.Version(md.Ino, i.Version)
 	if errors.Is(err, catalog.ErrNotExist) {
 		return false, false, nil
@@ -196,9 +199,9 @@ func sameBytes(a, b catalog.Archive) bool {
 	return a.Size == b.Size && a.TreeHash == b.TreeHash && a.TreeHash != [32]byte{}
 }
 
-// beside shows an archive that claims to be what another is, and differs, as a file of its own.
+// beside shows an archive that claims to be what another is, or its successor, and cannot be, as a file of its own.
 func (m *merger) beside(tx *catalog.Tx, a catalog.Archive, md Metadata, other catalog.Archive, now time.Time) error {
-	m.r.log.Warn("two archives claim to be the same version; the second becomes a file of its own",
+	m.r.log.Warn("two archives claim to be the same file and cannot both be; the second becomes a file of its own",
 		"vault", m.inv.name, "archive", a.ID, "other", other.ID, "path", md.Path)
 	a.Intent = "" // it is the other's
 	ino, _, err := m.create(tx, m.pathOf(md, a.ID), a.ID, inodeOf(md, a.Size), now)

@@ -217,7 +217,7 @@ func describeTx(tx *catalog.Tx, i catalog.Inode, v catalog.Version, u *catalog.U
 	u.Started = time.Now().UnixNano()
 	u.Description = formatDescription(Metadata{
 		Intent: u.Intent, Ino: i.Ino, V: v.V, Size: i.Size, Mtime: i.Mtime,
-		Mode: i.Mode & 07777, UID: i.UID, GID: i.GID, Seg: k, Segs: n, Path: path,
+		Mode: i.Mode & 07777, UID: i.UID, GID: i.GID, Born: i.Btime, Seg: k, Segs: n, Path: path,
 	})
 	return nil
 }
@@ -243,7 +243,7 @@ func planSegments(size int64, have []catalog.Upload, most int64) []catalog.Uploa
 }
 
 // newIntent returns a name for an upload that no other has. It begins with a piece of the catalog's: inode numbers
-// in descriptions mean something only beside it.
+// in descriptions mean something only beside it and the time at which the inode was made.
 func newIntent(catalog string) string {
 	var b [12]byte
 	rand.Read(b[:])
