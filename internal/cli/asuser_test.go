@@ -7,23 +7,17 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/casfs/casfs/internal/built"
 )
 
 // TestMountAsUser mounts as an ordinary user, who needs fusermount3: the story, a killed daemon, --allow-other with and
 // without the machine's consent, and what root may do with such a mount. /dev/fuse and /etc/fuse.conf are given to the
 // user in a mount namespace of the test's own; the processes are in one, too, and end with it.
 func TestMountAsUser(t *testing.T) {
-	needFuse(t)
+	built.Require(t, "fusermount3", "unshare", "setpriv")
 	if os.Geteuid() != 0 {
 		t.Skip("only root can become another user")
-	}
-	for _, name := range []string{"fusermount3", "unshare", "setpriv"} {
-		if _, err := exec.LookPath(name); err != nil {
-			if os.Getenv("CASFS_REQUIRE_FUSE") != "" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -16,31 +16,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/casfs/casfs/internal/built"
 )
 
-// program is the real binary, built once; buildFlags gets -race when the tests have it.
-var (
-	program    string
-	buildFlags []string
-)
+// program is the real binary, built once.
+var program string
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
-
-func testMain(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "casfs-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	program = filepath.Join(dir, "casfs")
-	build := exec.Command("go", append(append([]string{"build"}, buildFlags...), "-o", program, "../..")...)
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-		return 1
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(built.Main(m, &program)) }
 
 // user is somebody with a home of their own.
 type user struct {
@@ -53,13 +36,7 @@ type user struct {
 func newUser(t *testing.T) *user {
 	t.Helper()
 	u := &user{t: t, home: t.TempDir(), limit: 3 * time.Minute}
-	for _, kv := range os.Environ() {
-		if !strings.HasPrefix(kv, "CASFS_") && !strings.HasPrefix(kv, "TENCENTCLOUD_") && !strings.HasPrefix(kv, "XDG_") && !strings.HasPrefix(kv, "HOME=") {
-			u.env = append(u.env, kv)
-		}
-	}
-	// A program with the race detector sleeps for a second before it ends; here it is started hundreds of times.
-	u.env = append(u.env, "GORACE=atexit_sleep_ms=20", "HOME="+u.home, "CASFS_STATE_DIR="+filepath.Join(u.home, "state"))
+	u.env = built.Env(u.home)
 	return u
 }
 

@@ -24,21 +24,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/casfs/casfs/cas/local"
+	"github.com/casfs/casfs/internal/built"
 )
-
-// needFuse skips a test where nothing can be mounted; where FUSE is required (CI), it fails there.
-func needFuse(t *testing.T) {
-	t.Helper()
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err == nil {
-		f.Close()
-		return
-	}
-	if os.Getenv("CASFS_REQUIRE_FUSE") != "" {
-		t.Fatal(err)
-	}
-	t.Skip(err)
-}
 
 // mounted is a mount that a test made with --daemon.
 type mounted struct {
@@ -50,7 +37,7 @@ type mounted struct {
 // mount mounts the store in the user's home and cleans up whatever is left of it at the end.
 func (u *user) mount(flags ...string) *mounted {
 	u.t.Helper()
-	needFuse(u.t)
+	built.Require(u.t)
 	m := &mounted{u: u, point: u.path("mnt"), flags: append([]string{"--local", u.path("store"),
 		"--standard", "50ms", "--bulk", "50ms", "--expedited", "50ms", "--inventory", "50ms"}, flags...)}
 	if err := os.Mkdir(m.point, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -375,7 +362,7 @@ func TestMountRefusals(t *testing.T) {
 
 // Without the service, umount gives up after --timeout, tells what is left, and the next mount goes on.
 func TestUmountNotDrained(t *testing.T) {
-	needFuse(t)
+	built.Require(t)
 	u := newUser(t)
 	s := u.serve(u.path("served"), "--standard", "50ms")
 	u.ok("vault", "create", "v", s.config())
@@ -445,7 +432,7 @@ func TestBusyMountStaysMounted(t *testing.T) {
 
 // A plain umount and SIGTERM drain; --drain=stop leaves the rest for the next mount.
 func TestForegroundAndSignals(t *testing.T) {
-	needFuse(t)
+	built.Require(t)
 	u := newUser(t)
 	m := &mounted{u: u, point: u.path("mnt")}
 	if err := os.Mkdir(m.point, 0o700); err != nil {

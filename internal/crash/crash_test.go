@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/casfs/casfs/cas"
+	"github.com/casfs/casfs/internal/built"
 )
 
 // counts is what a run has done, by what it is called.
@@ -62,7 +63,7 @@ type run struct {
 
 // TestCrash kills the mount CASFS_CRASHES times (20) and looks each time whether a promise was broken.
 func TestCrash(t *testing.T) {
-	require(t, "cp", "rsync", "rm")
+	built.Require(t, "cp", "rsync", "rm")
 	n := 20
 	if s := os.Getenv("CASFS_CRASHES"); s != "" {
 		var err error

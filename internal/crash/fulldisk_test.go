@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/casfs/casfs/internal/built"
 	"github.com/casfs/casfs/jobs"
 )
 
@@ -215,7 +216,7 @@ func (f *full) well() {
 
 // TestFullDisk runs a mount out of disk: where it keeps staged bytes, its catalog, its cache.
 func TestFullDisk(t *testing.T) {
-	require(t)
+	built.Require(t)
 	// Everything of the mount on one disk, which the mount's own writers fill while the service hangs.
 	t.Run("staging", func(t *testing.T) {
 		f := newFull(t, "--settle", "0")

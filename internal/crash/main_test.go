@@ -18,51 +18,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/casfs/casfs/internal/built"
 	"github.com/casfs/casfs/internal/control"
 )
 
-// program is the real binary with crash points, built once; buildFlags gets -race when the tests have it.
-var (
-	program    string
-	buildFlags = []string{"-tags", "crashpoints"}
-)
+// program is the real binary with crash points, built once.
+var program string
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
-
-func testMain(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "casfs-crash-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	program = filepath.Join(dir, "casfs")
-	build := exec.Command("go", append(append([]string{"build"}, buildFlags...), "-o", program, "../..")...)
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-		return 1
-	}
-	return m.Run()
-}
-
-// require skips a test where a program or FUSE is missing; where FUSE is required (CI), it fails there.
-func require(t *testing.T, programs ...string) {
-	t.Helper()
-	missing := t.Skip
-	if os.Getenv("CASFS_REQUIRE_FUSE") != "" {
-		missing = t.Fatal
-	}
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		missing(err)
-	}
-	f.Close()
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			missing(err)
-		}
-	}
-}
+func TestMain(m *testing.M) { os.Exit(built.Main(m, &program, "-tags", "crashpoints")) }
 
 // points are the names of the crash points, from the package comment that explains them.
 func points(t *testing.T) []string {
@@ -110,13 +73,7 @@ func newMachine(t *testing.T, served bool, flags ...string) *machine {
 	t.Helper()
 	m := &machine{t: t, home: t.TempDir(), flags: flags}
 	m.mnt = m.path("mnt")
-	for _, kv := range os.Environ() {
-		name, _, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "CASFS_") && !strings.HasPrefix(name, "TENCENTCLOUD_") && !strings.HasPrefix(name, "XDG_") && name != "HOME" {
-			m.env = append(m.env, kv)
-		}
-	}
-	m.env = append(m.env, "HOME="+m.home, "CASFS_STATE_DIR="+m.path("state"), "LC_ALL=C.UTF-8")
+	m.env = built.Env(m.home, "LC_ALL=C.UTF-8")
 	if err := os.Mkdir(m.mnt, 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/casfs/casfs/internal/built"
 )
 
 // memory is the most the daemon ever held, in bytes.
@@ -69,7 +71,7 @@ func (s stamped) fill(b []byte, off int64) {
 // TestStreamThroughStaging writes a file many times as long as staging may be. With
 // CASFS_TEST_BIG it is 40 GiB through 2 GiB, or as CASFS_STREAM says ("SIZE STAGING" in MiB).
 func TestStreamThroughStaging(t *testing.T) {
-	require(t)
+	built.Require(t)
 	size, staging := int64(512<<20), int64(64<<20)
 	if os.Getenv("CASFS_TEST_BIG") != "" {
 		size, staging = 40<<30, 2<<30
@@ -136,7 +138,7 @@ func TestStreamThroughStaging(t *testing.T) {
 	if limit := staging + staging/10 + 100<<20; mostDisk > limit { // the catalog's reserve and badger's tables
 		t.Errorf("%d MiB on disk", mostDisk>>20)
 	}
-	if len(buildFlags) == 2 && memory > 300<<20 { // the race detector has memory of its own
+	if !built.Race && memory > 300<<20 { // the race detector has memory of its own
 		t.Errorf("%d MiB of memory", memory>>20)
 	}
 	st, err := os.Stat(name)

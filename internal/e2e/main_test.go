@@ -23,62 +23,15 @@ import (
 
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cas/local"
+	"github.com/casfs/casfs/internal/built"
 	"github.com/casfs/casfs/internal/control"
 	"github.com/casfs/casfs/jobs"
 )
 
-// program is the real binary, built once; buildFlags gets -race when the tests have it.
-var (
-	program    string
-	buildFlags []string
-)
+// program is the real binary, built once.
+var program string
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
-
-func testMain(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "casfs-e2e-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	program = filepath.Join(dir, "casfs")
-	build := exec.Command("go", append(append([]string{"build"}, buildFlags...), "-o", program, "../..")...)
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-		return 1
-	}
-	return m.Run()
-}
-
-// packages says which Debian package a program comes from.
-var packages = map[string]string{
-	"rsync": "rsync", "tar": "tar", "git": "git", "sqlite3": "sqlite3", "restic": "restic", "borg": "borgbackup",
-	"zip": "zip", "unzip": "unzip", "getfattr": "attr", "setfattr": "attr", "find": "findutils", "diff": "diffutils",
-	"cmp": "diffutils", "sed": "sed", "fallocate": "util-linux", "flock": "util-linux",
-}
-
-// require skips a test where a program or FUSE is missing; where FUSE is required (CI), it fails there.
-func require(t *testing.T, programs ...string) {
-	t.Helper()
-	missing := func(format string, args ...any) {
-		t.Helper()
-		if os.Getenv("CASFS_REQUIRE_FUSE") != "" {
-			t.Fatalf(format, args...)
-		}
-		t.Skipf(format, args...)
-	}
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		missing("%v", err)
-	}
-	f.Close()
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			missing("%s is missing: apt-get install %s", p, packages[p])
-		}
-	}
-}
+func TestMain(m *testing.M) { os.Exit(built.Main(m, &program)) }
 
 // slots lets two tests work at a time: each is several processes already.
 var slots = make(chan struct{}, 2)
@@ -104,19 +57,7 @@ func newWorld(t *testing.T, settle string) *world {
 	w.mnt = filepath.Join(w.home, "mnt")
 	w.logFile = filepath.Join(w.home, "casfs.log")
 	w.store = newStore(t, filepath.Join(w.home, "store"))
-	for _, kv := range os.Environ() {
-		name, _, _ := strings.Cut(kv, "=")
-		switch {
-		case strings.HasPrefix(name, "CASFS_"), strings.HasPrefix(name, "TENCENTCLOUD_"), strings.HasPrefix(name, "XDG_"),
-			strings.HasPrefix(name, "GIT_"), strings.HasPrefix(name, "LC_"), strings.HasPrefix(name, "RESTIC_"), strings.HasPrefix(name, "BORG_"),
-			name == "HOME", name == "TMPDIR", name == "LANG", name == "TZ", strings.HasPrefix(name, "RSYNC_"), name == "TAR_OPTIONS":
-		default:
-			w.env = append(w.env, kv)
-		}
-	}
-	// A program with the race detector sleeps for a second before it ends; here it is started hundreds of times.
-	w.env = append(w.env, "GORACE=atexit_sleep_ms=20", "HOME="+w.home, "W="+w.home, "TMPDIR="+w.home, "MNT="+w.mnt, "V="+w.path("v"), "LC_ALL=C.UTF-8", "TZ=UTC",
-		"CASFS="+program, "CASFS_STATE_DIR="+filepath.Join(w.home, "state"),
+	w.env = built.Env(w.home, "W="+w.home, "TMPDIR="+w.home, "MNT="+w.mnt, "V="+w.path("v"), "LC_ALL=C.UTF-8", "TZ=UTC", "CASFS="+program,
 		"TENCENTCLOUD_SECRET_ID="+w.store.keys.SecretID, "TENCENTCLOUD_SECRET_KEY="+w.store.keys.SecretKey)
 	if err := os.Mkdir(w.mnt, 0o700); err != nil {
 		t.Fatal(err)
@@ -330,7 +271,7 @@ func (w *world) quiet(what string, do func()) {
 // warmAndCold runs a test in a world where files stay local and in one where they do not.
 func warmAndCold(t *testing.T, programs []string, test func(t *testing.T, w *world)) {
 	t.Parallel()
-	require(t, programs...)
+	built.Require(t, programs...)
 	for _, cold := range []bool{false, true} {
 		name, settle := "warm", "20ms" // uploads go on while the program works
 		if cold {

@@ -1,11 +1,15 @@
 package e2e
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/casfs/casfs/internal/built"
+)
 
 // Looking at a tree where everything is cold contacts nobody and brings nothing back.
 func TestMetadataIsLocal(t *testing.T) {
 	t.Parallel()
-	require(t, "find", "rsync", "getfattr", "setfattr")
+	built.Require(t, "find", "rsync", "getfattr", "setfattr")
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
 	w := newWorld(t, "0")

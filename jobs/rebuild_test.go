@@ -1,0 +1,351 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/casfs/casfs/cache/catalog"
+)
+
+// newMachine throws the state directory away.
+func (r *recallRig) newMachine() {
+	r.t.Helper()
+	r.stop()
+	r.opts.StateDir = filepath.Join(r.t.TempDir(), "state")
+	r.start()
+}
+
+func TestForeignArchivesBecomeFiles(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		r.stop()
+		r.inventories = true
+		ids := make(map[string]string)
+		for i, d := range []string{
+			"", "photo.jpg", "photo.jpg", "photo.jpg", "../../etc/passwd", "/home/me/a.txt", "home/me/a.txt", "home", "photo.jpg/under",
+			"two\nlines", "bad\xffbyte", "照片/夏.jpg", "照片/夏.jpg"[:5], strings.Repeat("x", 1024),
+			`{"Path":"c:\\my\\file.txt","UTCDateModified":"20120926T211216Z"}`, "casfs2 id=1",
+		} {
+			if strings.ContainsAny(d, "\n\xff") || len(d) == 5 {
+				d = strings.ToValidUTF8(strings.ReplaceAll(d, "\n", " "), "\uFFFD") // no header can carry it
+			}
+			ids[r.upload(d, blob(fmt.Sprint(i), 100+i))] = d
+		}
+		r.start()
+		if got := r.files(); len(got) != 0 {
+			t.Fatalf("before the inventory: %q", got)
+		}
+		// Until it is there the tree takes writes.
+		r.write("new", []byte("new"))
+		time.Sleep(5 * time.Hour)
+		synctest.Wait()
+		files := r.files()
+		if len(files) != len(ids)+1 {
+			t.Errorf("%d files of %d archives: %q", len(files), len(ids), files)
+		}
+		for _, want := range []string{"photo.jpg", "etc/passwd", "home/me/a.txt", "照片/夏.jpg", "my/file.txt", "casfs2 id=1", "two lines", "new"} {
+			if !slices.Contains(files, want) {
+				t.Errorf("%s is missing among %q", want, files)
+			}
+		}
+		tree := r.tree()
+		if got := time.Unix(0, tree["my/file.txt"].Mtime).UTC(); got.Year() != 2012 {
+			t.Errorf("mtime %v", got)
+		}
+		if r.seen.entries["photo.jpg"] == 0 {
+			t.Error("the kernel was not told of a new name")
+		}
+		// Their IDs are reachable, their bytes too.
+		s, err := r.e.Stat(t.Context(), tree["etc/passwd"].Ino)
+		if err != nil || len(s.Archives) != 1 || ids[s.Archives[0].ID] != "../../etc/passwd" || s.State != "cold" {
+			t.Errorf("stat %+v, %v", s, err)
+		}
+		r.want(tree["etc/passwd"].Ino, blob("4", 104), 0, 200)
+		// Again: nothing changes, stable names.
+		if err := r.e.Sync(t.Context(), []uint64{r.vault}, nil); err != nil {
+			t.Fatal(err)
+		}
+		r.inventory()
+		r.restart()
+		time.Sleep(30 * time.Hour)
+		if again := r.tree(); !slices.Equal(slices.Sorted(maps.Keys(again)), slices.Sorted(maps.Keys(tree))) {
+			t.Errorf("the second inventory changed the tree to %q", r.files())
+		}
+	})
+}
+
+func TestRebuild(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) {
+			o.PartSize, o.SegmentSize, o.SingleBelow = 1<<20, 2<<20, 1<<20
+			o.Settle = time.Hour // so that modes and times are set before the descriptions are written
+		})
+		r.inventories = true
+		ctx := context.Background()
+		want := make(map[string][]byte)
+		mkdir := func(parent uint64, name string) uint64 {
+			a, err := r.e.Mkdir(ctx, Caller{UID: 7, GID: 8}, parent, name, 0o755)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return a.Ino
+		}
+		photos := mkdir(r.vault, "photos")
+		deep := mkdir(photos, "2019 夏")
+		for i := range 30 {
+			name := fmt.Sprintf("f%02d", i)
+			data := blob(name, 1+i*1000)
+			ino := r.writeIn(deep, name, data)
+			mode, uid, at := uint32(0o600+i%8), uint32(i), time.Unix(1_500_000_000+int64(i), int64(i))
+			if _, err := r.e.Setattr(ctx, Caller{}, ino, nil, SetAttr{Mode: &mode, UID: &uid, Mtime: &at}); err != nil {
+				t.Fatal(err)
+			}
+			want["photos/2019 夏/"+name] = data
+		}
+		want["big"] = blob("big", 5<<20+3)
+		r.write("big", want["big"])
+		if err := r.e.Sync(ctx, []uint64{r.vault}, nil); err != nil {
+			t.Fatal(err)
+		}
+		// One is rewritten, one renamed and rewritten, one deleted.
+		for name, to := range map[string]string{"f03": "f03", "f04": "g04"} {
+			a, err := r.e.Lookup(ctx, deep, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if name != to {
+				if err := r.e.Rename(ctx, deep, name, r.vault, to, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h, err := r.e.Open(ctx, Caller{}, a.Ino, OpenFlags{Write: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := h.WriteAt(ctx, Caller{}, []byte("second"), 10); err != nil {
+				t.Fatal(err)
+			}
+			h.Release()
+			copy(want["photos/2019 夏/"+name][10:], "second")
+		}
+		want["g04"] = want["photos/2019 夏/f04"]
+		delete(want, "photos/2019 夏/f04")
+		if err := r.e.Sync(ctx, []uint64{r.vault}, nil); err != nil {
+			t.Fatal(err)
+		}
+		before := r.tree()
+
+		r.newMachine()
+		if got := r.files(); len(got) != 0 {
+			t.Fatalf("before the inventory: %q", got)
+		}
+		time.Sleep(5 * time.Hour)
+		synctest.Wait()
+		after := r.tree()
+		if got, want := slices.Sorted(maps.Keys(after)), slices.Sorted(maps.Keys(before)); !slices.Equal(got, want) {
+			t.Fatalf("got  %q\nwant %q", got, want)
+		}
+		for path, b := range before {
+			a := after[path]
+			if isDir(b.Mode) {
+				continue
+			}
+			if a.Size != b.Size || a.Mtime != b.Mtime || a.Mode != b.Mode || a.UID != b.UID || a.GID != b.GID {
+				t.Errorf("%s: got %+v, want %+v", path, a, b)
+			}
+		}
+		for path, data := range want {
+			if path == "big" || strings.HasSuffix(path, "04") || strings.HasSuffix(path, "f03") || strings.HasSuffix(path, "f10") {
+				r.want(after[path].Ino, data, 0, len(data)+10)
+			}
+		}
+		if n := r.archives(); n[catalog.Trash] != 2 || n[catalog.Live] != 30+3 {
+			t.Errorf("archives %v", n)
+		}
+		r.inventory()
+		if again := r.tree(); !slices.Equal(slices.Sorted(maps.Keys(after)), slices.Sorted(maps.Keys(again))) {
+			t.Errorf("the second inventory changed the tree to %q", slices.Sorted(maps.Keys(again)))
+		}
+	})
+}
+
+func TestSegmentsMeetAnywhere(t *testing.T) {
+	// A file that grew while it was uploaded keeps the segment it ended with.
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Tier, o.CacheSize = "expedited", 24<<20 })
+		data := blob("f", 4<<20+1234)
+		cut := []int{0, 1<<20 + 5, 3<<20 - 7, len(data)}
+		for i := range 3 {
+			v := uint64(1)
+			if i > 0 {
+				v = 2
+			}
+			m := Metadata{Intent: "0123456789", Ino: 5, V: v, Size: int64(len(data)), Mode: 0o644, Seg: i, Segs: 3, Path: "f"}
+			if i == 0 {
+				m.Segs, m.Size = 1, 1<<20+5
+			}
+			m.Intent += fmt.Sprint(i)
+			r.upload(formatDescription(m), data[cut[i]:cut[i+1]])
+		}
+		r.inventory()
+		a, err := r.e.Lookup(t.Context(), r.vault, "f")
+		if err != nil || a.Size != int64(len(data)) || len(r.files()) != 1 {
+			t.Fatalf("%+v, %v, files %q", a, err, r.files())
+		}
+		r.want(a.Ino, data, 2<<20, 100)
+		r.jobs(2) // the inventory's and one segment's
+		r.want(a.Ino, data, 0, len(data))
+		r.jobs(4)
+		time.Sleep(time.Minute)
+		if got := r.state(a.Ino); got != "resident" {
+			t.Errorf("state %s", got)
+		}
+		if _, err := r.e.Evict(t.Context(), []uint64{a.Ino}, false); err != nil || r.used() != 0 {
+			t.Errorf("%d bytes are left, %v", r.used(), err)
+		}
+	})
+}
+
+func TestStateDirectoryOfYesterday(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "expedited" })
+		r.coldFile("before", 100)
+		r.stop()
+		backup := filepath.Join(t.TempDir(), "backup")
+		if err := os.CopyFS(backup, os.DirFS(r.opts.StateDir)); err != nil {
+			t.Fatal(err)
+		}
+		r.start()
+		lost := make(map[string][]byte)
+		var inos []uint64
+		for _, name := range []string{"lost1", "lost2", "lost3"} {
+			ino, data := r.coldFile(name, 500)
+			lost[name] = data
+			inos = append(inos, ino)
+		}
+		// The disk dies; what is restored knows nothing of them and uses their numbers again.
+		r.stop()
+		r.opts.StateDir = backup
+		r.start()
+		again := false
+		for _, name := range []string{"new1", "new2", "new3"} {
+			ino, data := r.coldFile(name, 700)
+			lost[name] = data
+			again = again || slices.Contains(inos, ino)
+		}
+		if !again {
+			t.Log("inode numbers are not used again")
+		}
+		r.inventory()
+		if n := r.archives(); n[catalog.Trash] != 0 || n[catalog.Live] != 7 {
+			t.Errorf("archives %v", n)
+		}
+		tree := r.tree()
+		for name, data := range lost {
+			r.want(tree[name].Ino, data, 0, 1000)
+		}
+	})
+}
+
+// rewrite replaces the content of a file, archives it and drops the local copy.
+func (r *recallRig) rewrite(ino uint64, data []byte) {
+	r.t.Helper()
+	ctx := context.Background()
+	h, err := r.e.Open(ctx, Caller{}, ino, OpenFlags{Write: true, Truncate: true})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := h.WriteAt(ctx, Caller{}, data, 0); err != nil {
+		r.t.Fatal(err)
+	}
+	h.Release()
+	r.cold(ino)
+}
+
+// After an older state directory was restored, inode and version numbers are given out twice. A rebuild from the vault must take
+// none of what was written before and after for an older version of the other.
+func TestRebuildAfterRollback(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "expedited" })
+		kept, _ := r.coldFile("kept", 100)
+		ahead, _ := r.coldFile("ahead", 100)
+		r.stop()
+		backup := filepath.Join(t.TempDir(), "backup")
+		if err := os.CopyFS(backup, os.DirFS(r.opts.StateDir)); err != nil {
+			t.Fatal(err)
+		}
+		r.start()
+		want := make(map[string]bool) // contents
+		keep := func(data []byte) []byte {
+			want[string(data)] = true
+			return data
+		}
+		lost := make(map[uint64]bool)
+		for _, name := range []string{"lost1", "lost2", "lost3"} {
+			ino, data := r.coldFile(name, 500)
+			keep(data)
+			lost[ino] = true
+			time.Sleep(time.Minute)
+		}
+		// One file gets further before than after.
+		r.rewrite(kept, blob("kept v2", 510))
+		s, err := r.e.Stat(t.Context(), kept)
+		if err != nil {
+			t.Fatal(err)
+		}
+		second := s.Archives[0].ID
+		r.rewrite(kept, keep(blob("kept v3", 520)))
+		r.rewrite(ahead, blob("ahead v2", 530))
+		time.Sleep(time.Hour)
+		r.stop()
+		r.opts.StateDir = backup
+		r.start()
+		again := 0
+		for _, name := range []string{"new1", "new2", "new3"} {
+			ino, _ := r.coldFile(name, 700)
+			r.rewrite(ino, keep(blob(name+" v2", 710)))
+			if lost[ino] {
+				again++
+			}
+			time.Sleep(time.Minute)
+		}
+		if again == 0 {
+			t.Fatal("no inode number was used again: this tests nothing")
+		}
+		r.rewrite(kept, keep(blob("kept again", 720)))
+		r.rewrite(ahead, blob("ahead again", 730))
+		r.rewrite(ahead, keep(blob("ahead again v3", 740)))
+		// Nothing but the times tells that "kept v3" was not made of "kept again".
+		if err := r.client.DeleteArchive(t.Context(), "v", second); err != nil {
+			t.Fatal(err)
+		}
+		r.newMachine()
+		r.inventory()
+		for path, i := range r.tree() {
+			if !isRegular(i.Mode) {
+				continue
+			}
+			data, err := r.read(t.Context(), i.Ino, 0, 1000)
+			if err != nil {
+				t.Fatalf("%s: %v", path, err)
+			}
+			delete(want, string(data))
+		}
+		for data := range want {
+			t.Errorf("a file of %d bytes is not shown", len(data))
+		}
+		before := r.archives()
+		r.inventory()
+		if again := r.archives(); !maps.Equal(again, before) {
+			t.Errorf("another inventory makes %v of %v", again, before)
+		}
+	})
+}
