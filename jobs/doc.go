@@ -36,7 +36,8 @@
 //
 // Unlink takes the name and records an orphan. When the last handle is gone and
 // the record is durable the reclaimer (reap.go) removes the local file, then, in one
-// transaction for many, puts the archives into the trash and forgets the inode. The
+// transaction for many, puts the archives into the trash and forgets the inode. It does so when deleting pauses, or after
+// two seconds, and at once when writers wait for room. The
 // trash is emptied when the deadlines come; an archive is Deleted after the service has said so.
 //
 // # Crash points

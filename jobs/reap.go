@@ -19,20 +19,28 @@ type reclaimer struct {
 
 	mu     sync.Mutex
 	inos   map[uint64]struct{}
+	added  uint64         // calls of add
 	held   map[uint64]int // by Hold: not to be taken
 	wake   chan struct{}
+	hurry  chan struct{} // room is wanted
 	trash  chan struct{} // the trash has changed
-	idle   chan struct{} // closed and replaced when inos is empty
 	failed map[uint64]time.Time
 }
 
-// reclaimBatch is how many files one transaction reclaims.
-const reclaimBatch = 256
+const (
+	// reclaimBatch is how many files one transaction reclaims.
+	reclaimBatch = 256
+	// Reclaiming a file costs as much as deleting it did, an fsync not counted. So it waits until nothing was deleted
+	// for reclaimPause, but not longer than reclaimDelay, nor for more files than reclaimBacklog.
+	reclaimPause   = 50 * time.Millisecond
+	reclaimDelay   = 2 * time.Second
+	reclaimBacklog = 1 << 14
+)
 
 func newReclaimer(e *Engine) *reclaimer {
 	return &reclaimer{
 		e: e, inos: map[uint64]struct{}{}, held: map[uint64]int{}, failed: map[uint64]time.Time{},
-		wake: make(chan struct{}, 1), trash: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), trash: make(chan struct{}, 1),
 	}
 }
 
@@ -40,9 +48,18 @@ func newReclaimer(e *Engine) *reclaimer {
 func (b *reclaimer) add(ino uint64) {
 	b.mu.Lock()
 	b.inos[ino] = struct{}{}
+	b.added++
 	b.mu.Unlock()
 	select {
 	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// hurryUp has what is waiting reclaimed now: somebody needs the room.
+func (b *reclaimer) hurryUp() {
+	select {
+	case b.hurry <- struct{}{}:
 	default:
 	}
 }
@@ -75,8 +92,7 @@ func (b *reclaimer) run(ctx context.Context) error {
 			return nil
 		case <-b.wake:
 		}
-		// rm -r of many: let some more come.
-		if sleep(ctx, 20*time.Millisecond) != nil {
+		if b.pause(ctx) != nil {
 			return nil
 		}
 		for {
@@ -91,15 +107,49 @@ func (b *reclaimer) run(ctx context.Context) error {
 				}
 				continue
 			}
-			if n == 0 {
-				break
+			if n < reclaimBatch {
+				break // what came meanwhile has woken us again
 			}
 		}
 	}
 }
 
-// take claims a batch: no handle may come to these inodes any more.
-func (b *reclaimer) take() []*file {
+// pause lets an rm -r come to its end, or get ahead.
+func (b *reclaimer) pause(ctx context.Context) error {
+	end := time.NewTimer(reclaimDelay)
+	defer end.Stop()
+	for {
+		b.mu.Lock()
+		before, n := b.added, len(b.inos)
+		b.mu.Unlock()
+		if n >= reclaimBacklog {
+			return nil
+		}
+		quiet := time.NewTimer(reclaimPause)
+		select {
+		case <-ctx.Done():
+			quiet.Stop()
+			return ctx.Err()
+		case <-b.hurry:
+			quiet.Stop()
+			return nil
+		case <-end.C:
+			quiet.Stop()
+			return nil
+		case <-quiet.C:
+		}
+		b.mu.Lock()
+		over := b.added == before
+		b.mu.Unlock()
+		if over {
+			return nil
+		}
+	}
+}
+
+// take claims a batch: no handle may come to these inodes any more. It returns how many it has taken from
+// the list, those among them that are in use.
+func (b *reclaimer) take() ([]*file, int) {
 	b.mu.Lock()
 	var inos []uint64
 	for ino := range b.inos {
@@ -141,14 +191,14 @@ func (b *reclaimer) take() []*file {
 		}
 		batch = append(batch, f)
 	}
-	return batch
+	return batch, len(inos)
 }
 
-// reclaim does one batch and returns its size.
+// reclaim does one batch and returns its size, 0 when nothing is left.
 func (b *reclaimer) reclaim(ctx context.Context) (int, error) {
-	batch := b.take()
+	batch, n := b.take()
 	if len(batch) == 0 {
-		return 0, nil
+		return n, nil
 	}
 	defer func() {
 		for _, f := range batch {
@@ -160,7 +210,7 @@ func (b *reclaimer) reclaim(ctx context.Context) (int, error) {
 		for _, f := range batch {
 			b.add(f.ino)
 		}
-		return len(batch), err
+		return n, err
 	}
 	if err := e.catalog.Barrier(ctx, 0); err != nil {
 		return again(err)
@@ -236,5 +286,5 @@ func (b *reclaimer) reclaim(ctx context.Context) (int, error) {
 	}
 	e.up.kickAbandoned()
 	b.kickTrash()
-	return len(batch), nil
+	return n, nil
 }

@@ -149,8 +149,9 @@ func (e *Engine) quiet(ino uint64) {
 }
 
 // pressure is told by the local store that staging fills up: what waits for
-// quiet goes now, and open files are streamed.
+// quiet goes now, open files are streamed, and deleted files give their room back.
 func (e *Engine) pressure() {
+	e.bin.hurryUp()
 	e.settle.hurry(time.Now())
 	e.streamPressure()
 }
