@@ -181,6 +181,16 @@ func TestRetrievalRanges(t *testing.T) {
 			t.Errorf("status %d", r.StatusCode)
 		}
 		c.refused(400, "InvalidParameterValueException", c.output("v", job, "bytes=0-1,5-6"))
+		// The Node SDK puts "bytes=" before what it is given, and signs no header.
+		out := "/-/vaults/v/jobs/" + job + "/output"
+		r = c.must(206, c.do("GET", out, nil, header{"!Range": "bytes=0-100"}))
+		if !bytes.Equal(r.body, b[x.first:x.first+101]) {
+			t.Errorf("%s: bytes 0-100 differ", x.ask)
+		}
+		r = c.do("GET", out, nil, header{"!Range": "bytes=bytes=0-100"})
+		if c.refused(400, "InvalidParameterValueException", r); !strings.Contains(string(r.body), "bytes=bytes=0-100") {
+			t.Errorf("the refusal does not tell what came: %s", r.body)
+		}
 	}
 }
 

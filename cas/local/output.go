@@ -53,7 +53,7 @@ func (s *Store) jobOutput(r *request) error {
 	if h := r.http.Header.Get("Range"); h != "" {
 		var ok, satisfiable bool
 		if first, last, ok, satisfiable = parseOutputRange(h, size); !ok {
-			return invalid("Range must be bytes=FIRST-LAST")
+			return invalid("Range must be bytes=FIRST-LAST, not %.64q", h)
 		} else if !satisfiable {
 			return refuse(http.StatusRequestedRangeNotSatisfiable, "InvalidParameterValueException",
 				"Range %.64q is outside of the output's %d bytes", h, size)
