@@ -1,0 +1,228 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/casfs/casfs/cas"
+	"github.com/casfs/casfs/cas/castest"
+)
+
+func TestLostAnswerIsFoundInTheList(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		ino, data := r.coldFile("f", 3<<20)
+		r.srv.Inject(castest.Fault{Op: cas.OpInitiateJob, Kind: castest.LoseReply, Count: 1})
+		r.want(ino, data, 0, 3<<20)
+		r.jobs(1)
+	})
+}
+
+func TestRequestThatNeverArrivedIsRepeated(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		ino, data := r.coldFile("f", 3<<20)
+		r.srv.Inject(castest.Fault{Op: cas.OpInitiateJob, Kind: castest.CutRequest, Bytes: 10, Count: 1})
+		r.srv.Inject(castest.Fault{Op: cas.OpListJobs, Kind: castest.Status, HTTPStatus: 500, Skip: 1, Count: 20})
+		r.want(ino, data, 0, 3<<20)
+		r.jobs(2)
+	})
+}
+
+func TestExpiredOutputIsAskedForAgain(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		ino, data := r.coldFile("f", 3<<20)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+		defer cancel()
+		r.read(ctx, ino, 0, 10)
+		r.stop()
+		time.Sleep(40 * time.Hour) // done after 3, gone after 27
+		r.start()
+		time.Sleep(time.Minute)
+		recs := r.retrievals()
+		if len(recs) != 1 || recs[0].Expired != 1 || recs[0].Attempts != 2 {
+			t.Errorf("records %+v", recs)
+		}
+		r.want(ino, data, 0, 3<<20)
+		r.jobs(2)
+	})
+}
+
+func TestFaultsNeverGiveWrongBytes(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		faults []castest.Fault
+		jobs   int
+	}{
+		{"output gone once", []castest.Fault{{Op: cas.OpJobOutput, Kind: castest.Status, HTTPStatus: 404, Code: "ResourceNotFoundException", Count: 1}}, 1}, // the job is in the list
+		{"output gone in the middle", []castest.Fault{{Op: cas.OpJobOutput, Kind: castest.Status, HTTPStatus: 404, Code: "ResourceNotFoundException", Skip: 3, Count: 1}}, 1},
+		{"job gone from the list", []castest.Fault{{Op: cas.OpListJobs, Kind: castest.Status, HTTPStatus: 404, Code: "ResourceNotFoundException", Skip: 3, Count: 5}}, 1},
+		{"reset", []castest.Fault{{Op: cas.OpJobOutput, Kind: castest.Reset, Count: 20}}, 1},
+		{"cut", []castest.Fault{{Op: cas.OpJobOutput, Kind: castest.CutReply, Bytes: 1<<20 + 5, Count: 30}}, 1},
+		{"corrupt", []castest.Fault{{Op: cas.OpJobOutput, Kind: castest.Corrupt, Bytes: 1000, Count: 2}}, 1},
+		{"wrong hash", []castest.Fault{{Op: cas.OpJobOutput, Kind: castest.WrongHash, Count: 2}}, 1},
+		{"unavailable", []castest.Fault{{Op: "*", Kind: castest.Status, Probability: 0.3, Count: 200}}, 1},
+		{"throttled", []castest.Fault{{Op: cas.OpInitiateJob, Kind: castest.Status, Code: "ThrottlingException", Count: 30}}, 0},
+		{"policy", []castest.Fault{{Op: cas.OpInitiateJob, Kind: castest.Status, Code: "PolicyEnforcedException", Count: 3}}, 4},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 16 << 20 })
+				ino, data := r.coldFile("f", 7<<20+123)
+				before := r.srv.Count(cas.OpInitiateJob)
+				for _, f := range test.faults {
+					r.srv.Inject(f)
+				}
+				r.want(ino, data, 0, 8<<20)
+				if got := r.srv.Count(cas.OpInitiateJob) - before; test.jobs > 0 && test.name != "unavailable" && got != test.jobs {
+					t.Errorf("%d jobs, want %d", got, test.jobs)
+				}
+				if got := r.state(ino); got != "resident" {
+					t.Errorf("state %s", got)
+				}
+				// 8 pieces, and what the faults cost.
+				faults := 0
+				for _, f := range test.faults {
+					faults += f.Count
+				}
+				if got := r.srv.Count(cas.OpJobOutput); got > 8+faults {
+					t.Errorf("%d requests for output after at most %d faults", got, faults)
+				}
+			})
+		})
+	}
+}
+
+// TestOutputNeverComes: the service says that jobs are ready, and then breaks off every time, or does not
+// know them. That is tried for as long as outputs live, with so many jobs and no more, and explained when it is given up.
+func TestOutputNeverComes(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		fault    castest.Fault
+		jobs     int
+		requests int // for output: hours of one every five minutes, each tried a few times
+		after    time.Duration
+	}{
+		{"breaks off", castest.Fault{Op: cas.OpJobOutput, Kind: castest.CutReply, Bytes: 10}, 2, 25 * 13 * 6, 30 * time.Hour},
+		{"gone", castest.Fault{Op: cas.OpJobOutput, Kind: castest.Status, HTTPStatus: 404, Code: "ResourceNotFoundException"}, 3, maxFailures, 40 * time.Hour},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				r := newRecallRig(t, realistic, func(o *Options) { o.RecallWait = time.Hour })
+				ino, data := r.coldFile("f", 3<<20)
+				mend := r.srv.Inject(test.fault)
+				if _, err := r.read(context.Background(), ino, 0, 10); !errors.Is(err, ErrTimedOut) {
+					t.Fatalf("got %v", err)
+				}
+				time.Sleep(test.after)
+				r.jobs(test.jobs)
+				if got := r.srv.Count(cas.OpJobOutput); got > test.requests {
+					t.Errorf("%d requests for output, want at most %d", got, test.requests)
+				} else {
+					t.Logf("%d requests for output", got)
+				}
+				if test.name == "gone" { // for good
+					all := r.srv.Count("*")
+					time.Sleep(48 * time.Hour)
+					if got := r.srv.Count("*"); got > all+60 { // the list of vaults, now and then
+						t.Errorf("%d requests after it was given up", got-all)
+					}
+				}
+				s, err := r.e.Stat(t.Context(), ino)
+				if err != nil || s.State == "damaged" || test.name == "gone" && s.Error == "" {
+					t.Errorf("stat %+v, %v", s, err)
+				}
+				// It is not the archive's fault: when the service is well again, so is the file.
+				mend()
+				if res, err := r.e.Recall(t.Context(), RecallRequest{Inos: []uint64{ino}, Wait: true}, nil); err != nil || res.Local != 1 {
+					t.Errorf("%+v, %v", res, err)
+				}
+				r.want(ino, data, 0, 4<<20)
+			})
+		})
+	}
+}
+
+func TestCorruptForEverIsDamaged(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 16 << 20 })
+		ino, data := r.coldFile("f", 7<<20+123)
+		remove := r.srv.Inject(castest.Fault{Op: cas.OpJobOutput, Kind: castest.Corrupt, Bytes: 1000})
+		if _, err := r.read(context.Background(), ino, 0, 100); !errors.Is(err, ErrDamaged) {
+			t.Fatalf("got %v", err)
+		}
+		if got := r.state(ino); got != "damaged" {
+			t.Errorf("state %s", got)
+		}
+		if _, err := r.read(context.Background(), ino, 3<<20, 100); !errors.Is(err, ErrDamaged) {
+			t.Errorf("got %v", err)
+		}
+		r.jobs(1)
+		// It stays explained over a restart, and an explicit recall tries again.
+		r.restart()
+		if got := r.state(ino); got != "damaged" {
+			t.Errorf("state %s after a restart", got)
+		}
+		remove()
+		f, err := r.e.acquire(ino)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.put()
+		if err := r.e.recall.queue(Caller{}, f, "", true); err != nil {
+			t.Fatal(err)
+		}
+		r.want(ino, data, 0, 8<<20)
+	})
+}
+
+func TestGoneArchiveIsDamaged(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		ino, _ := r.coldFile("f", 100)
+		r.srv.Inject(castest.Fault{Op: cas.OpInitiateJob, Kind: castest.Status, HTTPStatus: 404, Code: "ResourceNotFoundException"})
+		if _, err := r.read(context.Background(), ino, 0, 100); !errors.Is(err, ErrDamaged) {
+			t.Fatalf("got %v", err)
+		}
+		r.jobs(1)
+		if _, err := r.read(context.Background(), ino, 0, 100); !errors.Is(err, ErrDamaged) {
+			t.Fatalf("got %v", err)
+		}
+		r.jobs(1)
+	})
+}
+
+func TestFailedJobsAreExplained(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "expedited" })
+		ino, _ := r.coldFile("f", 1000)
+		s, err := r.e.Stat(t.Context(), ino)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The service takes the request for an archive deleted today, and then fails.
+		if err := r.client.DeleteArchive(t.Context(), "v", s.Archives[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.read(context.Background(), ino, 0, 10); err == nil || errors.Is(err, ErrTimedOut) {
+			t.Fatalf("got %v", err)
+		}
+		r.jobs(maxFailures)
+		for range 3 {
+			if _, err := r.read(context.Background(), ino, 0, 10); err == nil {
+				t.Error("the second read succeeded")
+			}
+		}
+		if s, err = r.e.Stat(t.Context(), ino); err != nil || s.Error == "" {
+			t.Errorf("stat says nothing: %+v, %v", s, err)
+		}
+		r.restart()
+		if _, err := r.read(context.Background(), ino, 0, 10); err == nil {
+			t.Error("a read after a restart succeeded")
+		}
+		r.jobs(maxFailures)
+	})
+}
