@@ -51,6 +51,9 @@ func (r *recaller) applyLocked(rt *retrieval, j cas.Job, now time.Time) bool {
 		return false
 	}
 	switch {
+	case j.Failed() && rt.ahead:
+		r.dropAheadLocked(rt, errors.New("job failed: "+j.StatusMessage))
+		return false
 	case j.Failed():
 		rt.failures++
 		rt.rec.Error = "job failed: " + j.StatusMessage
@@ -101,6 +104,10 @@ func (r *recaller) unreadyLocked(rt *retrieval) {
 
 // expiredLocked counts an output that went before all of it was fetched; rt is asked for again.
 func (r *recaller) expiredLocked(rt *retrieval, now time.Time) bool {
+	if rt.ahead {
+		r.dropAheadLocked(rt, errors.New("the job's output expired"))
+		return false
+	}
 	if rt.streaming && len(rt.demand) == 0 {
 		r.unreadLocked(rt)
 		return false

@@ -82,6 +82,9 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 			if err := local.Drop(head, v.Size-tail-head); err != nil {
 				return 0, fmt.Errorf("keeping stubs: %w", err)
 			}
+			r.mu.Lock()
+			r.uncheckLocked(v, head, v.Size-tail-head)
+			r.mu.Unlock()
 			after, err := local.Allocated()
 			r.noteStub(local.ID(), after)
 			return before - after, err

@@ -205,25 +205,21 @@ func (r *recaller) open(rt *retrieval) {
 	if f == nil {
 		f, err = r.e.acquire(rt.key.ino)
 	}
-	var size, have int64
+	var size, have, done int64
 	if err == nil {
 		f.mu.Lock()
 		if f.ver.V != rt.key.v || f.ver.State != catalog.Archived {
 			err = catalog.ErrNotExist
 		} else if local, err = f.ensureContentLocked(); err == nil {
 			size = f.ver.Size
-			for _, x := range local.VerifiedRanges() {
-				have += x.Len
-			}
 		}
 		f.mu.Unlock()
 	}
-	var done int64
 	if err == nil {
-		for _, x := range local.VerifiedRanges() {
-			off, n := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
-			done += max(min(off+n, x.Off+x.Len)-max(off, x.Off), 0)
-		}
+		verified := local.VerifiedRanges()
+		off, n := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
+		done = bytesFrom(verified, off) - bytesFrom(verified, off+n)
+		have = bytesFrom(verified, min(r.behind(rt, f), off)) // what lies before it goes when room is needed
 	}
 	room := r.room()
 
@@ -242,7 +238,9 @@ func (r *recaller) open(rt *retrieval) {
 		r.ready = slices.DeleteFunc(r.ready, func(x *retrieval) bool { return x == rt })
 		r.active = append(r.active, rt)
 		rt.done, rt.cursor = done, rt.rec.Off
-		rt.streaming = size > room && have+rt.rec.Len-done > room
+		r.countLocked(rt)
+		rt.large = size > room
+		rt.streaming = rt.large && have+rt.rec.Len-done > room
 		if rt.streaming {
 			r.log.Info("the file is larger than the cache and streams through it", "ino", rt.key.ino, "size", size)
 		}
@@ -286,6 +284,7 @@ func (r *recaller) fetch(ctx context.Context, fl *flight, buf []byte) {
 		rt.sums[fl.rng.Off] = sum
 		rt.done += fl.rng.Len
 		rt.progress, rt.tries, rt.rec.Error, rt.crowded = true, 0, "", false
+		r.countLocked(rt)
 		rt.notBefore = time.Time{}
 		r.speed.add(fl.rng.Len, began, now)
 		r.waves.fetchedLocked(rt.key, fl.rng.Len)
@@ -330,6 +329,15 @@ func (r *recaller) fetchFailedLocked(ctx context.Context, fl *flight, err error,
 	case rt.rec.JobID != fl.job:
 	case errors.Is(err, errNoRoom), errors.Is(err, content.ErrNoSpace):
 		rt.crowded = !fl.demanded // its readers may still take room from others
+		r.countLocked(rt)
+		if rt.crowded && rt.large && !rt.rec.Explicit && !rt.streaming {
+			// There will be room when its reader comes, if he does.
+			rt.streaming = true
+			if rt.left.IsZero() {
+				rt.left = now
+			}
+			r.wakeLaterLocked(rt.rec.VaultName)
+		}
 		rt.notBefore = now.Add(noRoomWait)
 		rt.rec.Error = err.Error()
 	case errors.Is(err, cas.ErrExpired), errors.Is(err, cas.ErrNotFound):
@@ -352,6 +360,7 @@ func (r *recaller) fetchFailedLocked(ctx context.Context, fl *flight, err error,
 		}
 	default:
 		rt.crowded = false
+		r.countLocked(rt)
 		rt.retryLocked(now, err)
 		r.log.Warn("a range of a job's output was not fetched", "archive", rt.arc.ID, "job", fl.job, "range", fl.rng.String(), "error", err)
 	}

@@ -41,20 +41,21 @@ type file struct {
 	writes  uint64          // counts changes of the bytes: an upload is good only if it did not move
 	orphan  bool            // no name is left; goes away with the last handle
 
-	handles  int             // open handles
-	fds      int             // of them, those whose descriptor the kernel may use: one backing file for all
-	plain    int             // open handles without the descriptor, write-only ones until they are used
-	inflight int             // changes of the bytes under way outside mu; no version is sealed meanwhile
-	changing []content.Range // of those, the bytes
-	head     int64           // bytes from the start that are written without a gap
-	ahead    []content.Range // written beyond
-	stream   *stream         // what is in the vault of a version still being written; nil: not looked up
-	mtimeSet uint64          // counts explicit changes of the mtime
-	expected *expected       // a version made for stores that may not have come
-	dirty    bool            // size or times are newer than the catalog's
-	gone     bool            // the inode is being reclaimed
-	seq      uint64          // last catalog change that matters to the bytes' existence
-	conv     chan struct{}   // closed when the Promote, Demote, barrier or DropUploaded under way is over; nil: none
+	handles  int                    // open handles
+	readers  map[*sequence]struct{} // of those that read and may have to wait for bytes
+	fds      int                    // of them, those whose descriptor the kernel may use: one backing file for all
+	plain    int                    // open handles without the descriptor, write-only ones until they are used
+	inflight int                    // changes of the bytes under way outside mu; no version is sealed meanwhile
+	changing []content.Range        // of those, the bytes
+	head     int64                  // bytes from the start that are written without a gap
+	ahead    []content.Range        // written beyond
+	stream   *stream                // what is in the vault of a version still being written; nil: not looked up
+	mtimeSet uint64                 // counts explicit changes of the mtime
+	expected *expected              // a version made for stores that may not have come
+	dirty    bool                   // size or times are newer than the catalog's
+	gone     bool                   // the inode is being reclaimed
+	seq      uint64                 // last catalog change that matters to the bytes' existence
+	conv     chan struct{}          // closed when the Promote, Demote, barrier or DropUploaded under way is over; nil: none
 	loadErr  error
 }
 

@@ -66,7 +66,8 @@ func (r *recaller) checkArchive(rt *retrieval) (bool, error) {
 		nodes = append(nodes, sum)
 	}
 	if cas.CombineTreeHashes(nodes) != want {
-		return false, nil
+		// Unless some of it was dropped while it was read.
+		return !rt.local.Verified(off, n), nil
 	}
 	r.mu.Lock()
 	r.checked[rt.arc.Num] = struct{}{}
@@ -122,6 +123,7 @@ func (r *recaller) spoil(rt *retrieval, cause error) {
 	if again {
 		rt.refetched, rt.spoiled, rt.digests, rt.finishing = true, false, 0, false
 		rt.sums, rt.done, rt.cursor = nil, 0, rt.rec.Off
+		r.countLocked(rt)
 		delete(r.checked, rt.arc.Num)
 		r.wakeFetchersLocked()
 	}

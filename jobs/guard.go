@@ -142,6 +142,13 @@ func (r *recaller) checkGuardLocked(files int, bytes int64, now time.Time) error
 	return r.guard.check(files, bytes, now)
 }
 
+// allowsAhead says whether so much may be asked for ahead of a reader. Read-ahead leaves half of the files
+// to those who wait.
+func (g *guard) allowsAhead(bytes int64, now time.Time) bool {
+	maxFiles, maxBytes := g.limits(now)
+	return int64(g.files+1) <= maxFiles/2 && g.asked(now)+bytes <= maxBytes
+}
+
 // take counts bytes as asked for. Whoever adds the retrieval counts the file.
 func (g *guard) take(bytes int64, now time.Time) {
 	g.hours[hourOf(now)] += bytes

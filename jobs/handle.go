@@ -34,6 +34,7 @@ type handleImpl struct {
 	pinned   bool        // counted in file.pinned
 	fd       int         // -1: none
 	early    atomic.Bool // counted in file.plain until its first call
+	seq      sequence    // how it is read
 	released atomic.Bool
 }
 
@@ -140,6 +141,12 @@ func (f *file) openLocked(fl OpenFlags) *Handle {
 	if !h.impl.local {
 		f.plain++
 		h.impl.early.Store(!fl.Read)
+		if fl.Read {
+			if f.readers == nil {
+				f.readers = make(map[*sequence]struct{})
+			}
+			f.readers[&h.impl.seq] = struct{}{}
+		}
 	}
 	return h
 }
@@ -335,8 +342,15 @@ func (h *Handle) Release() {
 			}
 		}
 	}
+	_, reader := f.readers[&h.impl.seq]
+	delete(f.readers, &h.impl.seq)
+	lonely := reader && len(f.readers) == 0 && len(f.ver.Extents) > 1
+	v := f.ver.V
 	reclaim := f.orphan && f.handles == 0
 	f.mu.Unlock()
+	if lonely {
+		e.recall.lessAhead(f.ino, v)
+	}
 	if reclaim {
 		e.bin.add(f.ino)
 	}

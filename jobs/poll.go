@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -185,6 +186,9 @@ func (v *vaultLoop) record(ctx context.Context) bool {
 			r.log.Error("recalls cannot be recorded", "vault", v.name, "error", err)
 			r.mu.Lock()
 			for _, rt := range rts {
+				if rt.ahead && !rt.gone {
+					r.dropAheadLocked(rt, err)
+				}
 				if rt.rec.ID == 0 && !rt.gone {
 					r.failed[rt.arc.Num] = givenUp{rec: catalog.Retrieval{Off: rt.rec.Off, Len: rt.rec.Len}, err: err, at: time.Now()}
 					r.waves.failedLocked(rt.key, err)
@@ -221,15 +225,18 @@ func (v *vaultLoop) ask(ctx context.Context, began time.Time) bool {
 			due = append(due, rt)
 		}
 	}
-	// Those that are waited for first, then in the order they were wanted.
-	slices.SortFunc(due, func(a, b *retrieval) int {
-		if a.rec.Explicit != b.rec.Explicit {
-			if b.rec.Explicit {
-				return -1
-			}
+	// Those that are waited for first, what nobody wants yet last, then in the order they were wanted.
+	rank := func(rt *retrieval) int {
+		switch {
+		case rt.ahead:
+			return 2
+		case rt.rec.Explicit:
 			return 1
 		}
-		return int(min(max(a.rec.Created-b.rec.Created, -1), 1))
+		return 0
+	}
+	slices.SortFunc(due, func(a, b *retrieval) int {
+		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.rec.Created, b.rec.Created), cmp.Compare(a.fileOff, b.fileOff))
 	})
 	due = due[:min(len(due), asksPerPass)]
 	for _, rt := range due {

@@ -14,10 +14,20 @@ import (
 // ReadAt reads up to len(p) bytes; n < len(p) only at the end of the file. It
 // waits for a recall of cold ranges until ctx ends (returning ctx's error), ErrTimedOut, ErrDamaged, ErrGuard, ErrDenied.
 func (h *Handle) ReadAt(ctx context.Context, c Caller, p []byte, off int64) (int, error) {
-	return h.impl.f.readAt(ctx, c, p, off)
+	f := h.impl.f
+	if h.impl.local || off < 0 {
+		return f.readAt(ctx, c, nil, p, off)
+	}
+	r, s := f.e.recall, &h.impl.seq
+	s.begin(off, r.slack())
+	n, err := f.readAt(ctx, c, s, p, off)
+	if s.end(off, int64(n)) {
+		r.readAhead(c, f, s)
+	}
+	return n, err
 }
 
-func (f *file) readAt(ctx context.Context, c Caller, p []byte, off int64) (int, error) {
+func (f *file) readAt(ctx context.Context, c Caller, s *sequence, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, catalog.ErrInvalid
 	}
@@ -57,7 +67,7 @@ func (f *file) readAt(ctx context.Context, c Caller, p []byte, off int64) (int, 
 		case damaged:
 			return 0, ErrDamaged
 		}
-		if err := f.e.recall.ensure(ctx, c, f, off, n); err != nil {
+		if err := f.e.recall.ensure(ctx, c, f, s, off, n); err != nil {
 			return 0, err
 		}
 	}
@@ -71,7 +81,7 @@ func (f *file) ensureWhole(ctx context.Context, c Caller) error {
 	if damaged {
 		return ErrDamaged
 	}
-	return f.e.recall.ensure(ctx, c, f, 0, n)
+	return f.e.recall.ensure(ctx, c, f, nil, 0, n)
 }
 
 const (

@@ -36,6 +36,8 @@ type recaller struct {
 	byKey     map[verKey][]*retrieval
 	byVault   map[string]map[*retrieval]struct{}
 	byJob     map[string][]*retrieval
+	onWay     onWay
+	audit     func()             // of tests: called whenever onWay has changed
 	failed    map[uint64]givenUp // by archive
 	vaults    map[string]*vaultLoop
 	waiters   map[*waiter]struct{}

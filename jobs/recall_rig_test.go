@@ -108,6 +108,7 @@ func (r *recallRig) start() {
 	}
 	r.e = e
 	e.recall.noInventory, e.recall.inventoryLimit = !r.inventories, r.inventoryLimit
+	e.recall.watchCounts(r.t)
 	if err := e.Probe(context.Background()); err != nil {
 		r.t.Fatal(err)
 	}

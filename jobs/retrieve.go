@@ -30,7 +30,9 @@ type retrieval struct {
 	reader  int64                 // where the last reader missed something
 	left    time.Time             // when the last reader went
 	counted bool                  // by the guard
+	onWay   onWay                 // what the recaller's holds of it
 	window  bool                  // may be merged with neighbours before it is asked for
+	ahead   bool                  // asked for ahead of a reader; nobody has wanted it yet
 
 	asking    bool // the range is fixed
 	listed    bool // the list of jobs was searched since it was wanted
@@ -55,7 +57,8 @@ type retrieval struct {
 	done      int64
 	refetched bool // the whole did not match once
 	finishing bool
-	streaming bool // does not fit in the cache
+	large     bool // its file does not fit in the cache
+	streaming bool // nor does this part of it, with the rest that is wanted
 	crowded   bool // the last piece found no room
 	digests   int  // pieces that did not match their hash
 	spoiled   bool // too many of them
@@ -117,6 +120,7 @@ func (r *recaller) addLocked(rt *retrieval) {
 		rt.counted = true
 		r.guard.files++
 	}
+	r.countLocked(rt)
 }
 
 // setJobLocked changes the job a retrieval waits for, "" for none.
@@ -164,6 +168,7 @@ func (r *recaller) removeLocked(rt *retrieval) {
 		rt.counted = false
 		r.guard.files--
 	}
+	r.countLocked(rt)
 	r.dead = append(r.dead, rt)
 	rt.wake()
 	r.waves.endedLocked(rt.key)
@@ -179,6 +184,7 @@ func (r *recaller) cancelLocked(rt *retrieval) {
 }
 
 func (r *recaller) makeExplicitLocked(rt *retrieval, tier string) {
+	rt.ahead = false
 	if rt.counted {
 		rt.counted = false
 		r.guard.files--
@@ -186,6 +192,7 @@ func (r *recaller) makeExplicitLocked(rt *retrieval, tier string) {
 	if !rt.rec.Explicit {
 		rt.rec.Explicit = true
 		rt.saved = false
+		r.countLocked(rt)
 		r.kickLocked(rt.rec.VaultName)
 	}
 	if tier != "" && rt.rec.State == catalog.Wanted && !rt.asking {
@@ -282,6 +289,13 @@ func (r *recaller) bury() {
 
 // fail gives a retrieval up. With damaged the version is marked, too.
 func (r *recaller) fail(rt *retrieval, cause error, damaged bool) {
+	r.mu.Lock()
+	if rt.ahead && !rt.gone {
+		r.dropAheadLocked(rt, cause)
+		r.mu.Unlock()
+		return
+	}
+	r.mu.Unlock()
 	r.log.Error("recall given up", "path", r.pathOf(rt.key.ino), "archive", rt.arc.ID, "job", rt.rec.JobID, "jobs", rt.rec.Attempts, "error", cause)
 	err := failedError(cause.Error())
 	if damaged {
@@ -412,6 +426,7 @@ func (r *recaller) ask(ctx context.Context, rt *retrieval) {
 	r.mu.Lock()
 	var final error
 	damaged := false
+	rt.asking = false
 	switch {
 	case err == nil:
 		r.setJobLocked(rt, id)
@@ -422,6 +437,8 @@ func (r *recaller) ask(ctx context.Context, rt *retrieval) {
 		// The job may be running: the list tells, once the service had time to add it.
 		rt.rec.Uncertain, rt.rec.Error = true, err.Error()
 		rt.notBefore = now.Add(10 * time.Second)
+	case rt.ahead && !errors.Is(err, cas.ErrThrottled) && !errors.Is(err, cas.ErrUnavailable) && (q.Tier != cas.Expedited || !errors.Is(err, cas.ErrInvalid)):
+		r.dropAheadLocked(rt, err)
 	case errors.Is(err, cas.ErrNotFound):
 		final, damaged = fmt.Errorf("the service does not know the archive: %w", err), true
 	case errors.Is(err, cas.ErrPolicy):
@@ -436,7 +453,6 @@ func (r *recaller) ask(ctx context.Context, rt *retrieval) {
 	default:
 		rt.retryLocked(now, err)
 	}
-	rt.asking = false
 	r.mu.Unlock()
 	if final != nil {
 		r.fail(rt, final, damaged)

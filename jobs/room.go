@@ -18,11 +18,11 @@ func (r *recaller) room() int64 {
 	return max(all-int64(r.o.fetches)*r.o.piece, all/2)
 }
 
-// makeRoom reserves n bytes for a piece. For a reader that waits it takes them, if
+// makeRoom reserves n bytes for a piece of a file. For a reader that waits it takes them, if
 // need be, from what only lies ready: ranges behind the readers of a file that
-// streams, and files being fetched that nobody waits for.
+// does not fit in the cache, and files being fetched that nobody waits for.
 func (r *recaller) makeRoom(ctx context.Context, fl *flight, n int64) (release func(), err error) {
-	if fl.rt.streaming {
+	if fl.rt.streaming || fl.rt.large {
 		r.dropBehind(fl, n)
 	}
 	release, err = r.e.store.ReserveContent(ctx, n)
@@ -38,88 +38,138 @@ func (r *recaller) makeRoom(ctx context.Context, fl *flight, n int64) (release f
 	return r.e.store.ReserveContent(ctx, n)
 }
 
-// dropBehind keeps a streaming file within half of the cache: what lies behind
-// all its readers goes, then what lies farthest ahead of this one.
+// dropBehind keeps a file that does not fit in the cache within half of it, by what lies behind all its readers.
 func (r *recaller) dropBehind(fl *flight, n int64) {
 	rt := fl.rt
+	have := bytesFrom(fl.local.VerifiedRanges(), 0)
 	limit := max(r.room()/2, r.o.piece)
-	ranges := fl.local.VerifiedRanges()
-	var have int64
-	for _, x := range ranges {
-		have += x.Len
-	}
 	if have+n <= limit {
 		return
 	}
-	from, _ := rt.toFile(cas.Range{Off: r.readerOf(rt), Len: 1})
-	r.dropRanges(rt, rt.file, fl.local, have+n-limit, func(off int64) bool { return off < from })
+	from := r.behind(rt, rt.file)
+	if from == 0 {
+		return
+	}
+	r.dropRanges(rt.file, fl.local, content.Range{Len: from}, have+n-limit, r.settledIn(rt.key))
 }
 
-// readerOf returns the offset in the archive before which nobody reads.
-func (r *recaller) readerOf(rt *retrieval) int64 {
+// behind returns the offset in f before which nobody reads: where the last reader of rt was when there is none.
+func (r *recaller) behind(rt *retrieval, f *file) int64 {
+	at := r.readersOf(f)
+	if len(at) > 0 {
+		return slices.Min(at)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	pos := rt.reader
-	for _, want := range rt.demand {
-		pos = min(pos, want.Off)
+	if rt.left.IsZero() {
+		return 0
 	}
-	return pos
+	off, _ := rt.toFile(cas.Range{Off: rt.reader, Len: 1})
+	return off
 }
 
-// dropForReader frees n bytes of what has been fetched and can be fetched again.
+// settledIn tells ranges that would not be fetched again by themselves when they were dropped: those of no
+// retrieval under way, or of one that only follows its readers.
+func (r *recaller) settledIn(key verKey) func(content.Range) bool {
+	return func(x content.Range) bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, rt := range r.byKey[key] {
+			off, n := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
+			if off < x.Off+x.Len && x.Off < off+n && (!rt.streaming || rt.finishing) {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+// dropForReader frees n bytes of what has been fetched and can be fetched again: of a file that does not fit in the cache
+// what lies behind this reader; then what others have ready that nobody waits for; then what lies farthest ahead.
 func (r *recaller) dropForReader(fl *flight, n int64) bool {
+	var freed int64
+	here := fl.rt
+	unwanted := r.unwantedIn(here.key)
+	from, _ := here.toFile(fl.rng)
+	settled := r.settledIn(here.key)
+	if here.large {
+		freed += r.dropRanges(here.file, fl.local, content.Range{Len: from}, n, func(x content.Range) bool { return settled(x) && unwanted(x) })
+	}
 	r.mu.Lock()
 	victims := slices.Clone(r.active)
 	r.mu.Unlock()
 	slices.SortStableFunc(victims, func(a, b *retrieval) int { // its own file last
 		switch {
-		case a == fl.rt && b != fl.rt:
+		case a.key == here.key && b.key != here.key:
 			return 1
-		case b == fl.rt && a != fl.rt:
+		case b.key == here.key && a.key != here.key:
 			return -1
 		}
 		return 0
 	})
-	var freed int64
 	for _, rt := range victims {
-		r.mu.Lock()
-		keep := make([]cas.Range, 0, len(rt.demand))
-		for _, want := range rt.demand {
-			keep = append(keep, want)
+		if freed >= n {
+			break
 		}
+		r.mu.Lock()
+		wanted := len(rt.demand) > 0
 		f, local, gone := rt.file, rt.local, rt.gone || rt.finishing
 		r.mu.Unlock()
-		if gone || f == nil || local == nil || rt != fl.rt && len(keep) > 0 {
+		if gone || f == nil || local == nil || rt != here && wanted {
 			continue
 		}
-		freed += r.dropRanges(rt, f, local, n-freed, func(off int64) bool {
-			return !slices.ContainsFunc(keep, func(w cas.Range) bool {
-				lo, m := rt.toFile(w)
-				return lo/r.o.piece == off/r.o.piece || off >= lo && off < lo+m
-			})
-		})
-		if freed >= n {
-			return true
+		lo, m := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
+		freed += r.dropRanges(f, local, content.Range{Off: lo, Len: m}, n-freed, r.unwantedIn(rt.key))
+	}
+	if here.large && freed < n {
+		// Farthest first, for it is wanted last.
+		ranges := fl.local.VerifiedRanges()
+		for _, x := range slices.Backward(ranges) {
+			for end := x.Off + x.Len; end > max(x.Off, from) && freed < n; {
+				lo := max((end-1)/r.o.piece*r.o.piece, x.Off, from)
+				freed += r.dropRanges(here.file, fl.local, content.Range{Off: lo, Len: end - lo}, n-freed,
+					func(x content.Range) bool { return settled(x) && unwanted(x) })
+				end = lo
+			}
 		}
 	}
 	return freed > 0
 }
 
-// dropRanges forgets and punches up to want bytes of rt's part of the local file, piece by piece, where may
+// unwantedIn tells ranges of a version that nobody waits for.
+func (r *recaller) unwantedIn(key verKey) func(content.Range) bool {
+	return func(x content.Range) bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, rt := range r.byKey[key] {
+			for _, want := range rt.demand {
+				lo, m := rt.toFile(want)
+				if lo/r.o.piece == x.Off/r.o.piece || lo < x.Off+x.Len && x.Off < lo+m {
+					return false
+				}
+			}
+		}
+		return true
+	}
+}
+
+// dropRanges forgets and punches up to want bytes of what f has within a range, piece by piece, where may
 // says so. It leaves alone what a read under way uses, and what is being written.
-func (r *recaller) dropRanges(rt *retrieval, f *file, local *content.File, want int64, may func(off int64) bool) (freed int64) {
-	lo, n := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
+func (r *recaller) dropRanges(f *file, local *content.File, within content.Range, want int64, may func(content.Range) bool) (freed int64) {
 	for _, x := range local.VerifiedRanges() {
-		from, to := max(x.Off, lo), min(x.Off+x.Len, lo+n)
+		from, to := max(x.Off, within.Off), min(x.Off+x.Len, within.Off+within.Len)
 		for from < to && freed < want {
 			end := min((from/r.o.piece+1)*r.o.piece, to)
-			if may(from) {
+			if may(content.Range{Off: from, Len: end - from}) {
 				f.mu.Lock()
 				if f.local != local || f.pinned > 0 || f.ver.State != catalog.Archived || f.ver.Complete {
 					f.mu.Unlock()
 					return freed
 				}
 				err := local.Drop(from, end-from)
+				if err == nil {
+					r.dropped(f.ver, from, end-from)
+				}
 				f.mu.Unlock()
 				if err != nil {
 					r.log.Error("a range of a cached file is not dropped", "ino", f.ino, "error", err)
@@ -130,8 +180,31 @@ func (r *recaller) dropRanges(rt *retrieval, f *file, local *content.File, want 
 			from = end
 		}
 	}
-	r.mu.Lock()
-	rt.done = max(rt.done-freed, 0)
-	r.mu.Unlock()
 	return freed
+}
+
+// dropped hears that a range of a version is not local any more.
+func (r *recaller) dropped(v catalog.Version, off, n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, rt := range r.byKey[verKey{v.Ino, v.V}] {
+		lo, m := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
+		if common := min(off+n, lo+m) - max(off, lo); common > 0 && rt.done > 0 {
+			rt.done = max(rt.done-common, 0)
+			r.countLocked(rt)
+		}
+	}
+	r.uncheckLocked(v, off, n)
+}
+
+// uncheckLocked forgets that archives of a version were held against their tree hash: when what was dropped of them comes again, they
+// are again.
+func (r *recaller) uncheckLocked(v catalog.Version, off, n int64) {
+	var at int64
+	for _, x := range v.Extents {
+		if at < off+n && off < at+x.Len {
+			delete(r.checked, x.Archive)
+		}
+		at += x.Len
+	}
 }

@@ -83,9 +83,12 @@ func (r *recaller) denied(c Caller, v catalog.Version) error {
 // what is under way), or ctx ends. It asks for what reading strategy says: whole archive
 // for contiguous reads, a window for isolated ones. Called without f.mu. The caller
 // must check f.local.Verified again under f.mu, since eviction may come between.
-func (r *recaller) ensure(ctx context.Context, c Caller, f *file, off, n int64) error {
+//
+// s, when there is one, tells how the caller reads: what it will want next is asked for before it waits.
+func (r *recaller) ensure(ctx context.Context, c Caller, f *file, s *sequence, off, n int64) error {
 	var w *waiter
 	var timeout <-chan time.Time
+	ahead := false
 	defer func() {
 		if w != nil {
 			r.leave(w)
@@ -105,6 +108,7 @@ func (r *recaller) ensure(ctx context.Context, c Caller, f *file, off, n int64) 
 		}
 		if w == nil {
 			w = &waiter{c: c, comm: commOf(c.PID), key: first.key, since: time.Now()}
+			ahead = s != nil
 			t := time.NewTimer(r.o.wait)
 			defer t.Stop()
 			timeout = t.C
@@ -112,6 +116,10 @@ func (r *recaller) ensure(ctx context.Context, c Caller, f *file, off, n int64) 
 		changed := r.attach(w, first, rts)
 		if changed == nil {
 			continue // ended in between
+		}
+		if ahead {
+			ahead = false
+			r.readAhead(c, f, s)
 		}
 		select {
 		case <-changed:
@@ -197,7 +205,7 @@ func (r *recaller) attach(w *waiter, first *retrieval, needs []need) <-chan stru
 			continue
 		}
 		k.rt.demand[w] = k.rng
-		k.rt.reader = k.rng.Off
+		k.rt.reader, k.rt.ahead = k.rng.Off, false
 		w.rts = append(w.rts, k.rt)
 	}
 	r.wakeFetchersLocked()

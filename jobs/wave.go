@@ -25,6 +25,8 @@ type waves struct {
 	save     bool                // something about the requests is to be recorded
 	budget   int64               // what may still be asked for, as it was at budgetAt, less what was asked for since
 	budgetAt time.Time
+	keep     int          // waveKeep, less in tests
+	most     int          // waveFiles, less in tests
 	gone     []bulkRecord // finished: records to be deleted
 }
 
@@ -100,6 +102,7 @@ func (w *waves) init() {
 	w.inflight = make(map[verKey]*waveFile)
 	w.look = make(map[verKey]struct{})
 	w.wake = make(chan struct{}, 1)
+	w.keep, w.most = waveKeep, waveFiles
 }
 
 func newBulk(rec bulkRecord, inos []uint64) *bulk {
@@ -283,8 +286,8 @@ func (r *recaller) expand(ctx context.Context, b *bulk) {
 	trim := func() {
 		slices.SortFunc(keep, compareKeys)
 		keep = slices.Compact(keep)
-		if len(keep) > waveKeep {
-			keep, more = keep[:waveKeep], true
+		if len(keep) > r.waves.keep {
+			keep, more = keep[:r.waves.keep], true
 		}
 	}
 	exclude := make(map[uint64]struct{}, len(rec.Exclude))
@@ -310,7 +313,7 @@ func (r *recaller) expand(ctx context.Context, b *bulk) {
 		}
 		bytes += n
 		if k := (waveKey{ino.Size, dir, ino.Ino}); compareKeys(k, from) > 0 {
-			if keep = append(keep, k); len(keep) >= 2*waveKeep {
+			if keep = append(keep, k); len(keep) >= 2*r.waves.keep {
 				trim()
 			}
 		}
@@ -355,16 +358,13 @@ func (r *recaller) isCold(ino catalog.Inode) (bool, error) {
 // budgetLocked returns how many more bytes may be asked for: what is on its way must
 // fit in the cache, and be fetched before its jobs' outputs expire.
 func (r *recaller) budgetLocked() (budget, inflight int64, crowded bool) {
-	for _, rts := range r.byKey {
-		for _, rt := range rts {
-			if rt.rec.Explicit {
-				inflight += max(rt.rec.Len-rt.done, 0)
-				crowded = crowded || rt.crowded
-			}
-		}
-	}
-	link := int64(r.speed.get() * outputLife.Seconds() * linkShare)
-	return min(r.room(), link) - inflight, inflight, crowded
+	inflight = r.onWay.explicit
+	return min(r.room(), r.linkLocked()) - inflight, inflight, r.onWay.crowded > 0
+}
+
+// linkLocked returns what can be fetched of outputs that become ready together before they expire.
+func (r *recaller) linkLocked() int64 {
+	return int64(r.speed.get() * outputLife.Seconds() * linkShare)
 }
 
 // feed asks for the next file of a request; it reports whether there may be more to do at once.
@@ -380,7 +380,7 @@ func (r *recaller) feed(ctx context.Context) bool {
 			break
 		}
 	}
-	if b == nil || len(w.inflight) >= waveFiles || ctx.Err() != nil {
+	if b == nil || len(w.inflight) >= w.most || ctx.Err() != nil {
 		r.mu.Unlock()
 		return false
 	}

@@ -161,13 +161,13 @@ func TestRecallInWaves(t *testing.T) {
 		for hours := 1; ; hours++ {
 			time.Sleep(time.Hour)
 			r.e.recall.mu.Lock()
-			left := len(r.e.recall.waves.bulks)
+			left := len(r.e.recall.waves.bulks) + len(r.e.recall.byKey) // after a restart what was asked for is nobody's
 			r.e.recall.mu.Unlock()
 			if left == 0 {
 				break
 			}
 			if hours > 1000 {
-				t.Fatalf("%d recalls are not done", left)
+				t.Fatalf("%d recalls and files are not done", left)
 			}
 			if hours%26 == 0 {
 				r.restart()
@@ -290,5 +290,63 @@ func TestRecallCancel(t *testing.T) {
 			t.Errorf("cancelled with %+v; left %+v", res, left)
 		}
 		r.jobs(asked)
+	})
+}
+
+// TestRecallOfAnyNumberOfFiles: what is kept in memory, and recorded, of a recall does not grow with the number of its files.
+func TestRecallOfAnyNumberOfFiles(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const n, keep, most = 300, 40, 15
+		r := newRecallRig(t, realistic, func(o *Options) { o.PollMax = time.Hour })
+		files, _ := manyFiles(r, n, 2<<10)
+		rc := r.e.recall
+		rc.mu.Lock()
+		w := &rc.waves
+		w.keep, w.most = keep, most
+		check := rc.audit
+		var found, asked, tables int
+		rc.audit = func() {
+			check()
+			for _, b := range w.bulks {
+				found = max(found, len(b.items))
+			}
+			asked = max(asked, len(w.inflight))
+			tables = max(tables, len(rc.byKey), len(rc.byArc), len(rc.byJob), len(rc.ready), len(rc.dead))
+		}
+		rc.mu.Unlock()
+		records := 0
+		done := make(chan RecallResult)
+		go func() {
+			res, err := r.e.Recall(context.Background(), RecallRequest{Inos: []uint64{r.vault}, Recursive: true, Tier: "expedited", Wait: true}, nil)
+			if err != nil {
+				t.Error(err)
+			}
+			done <- res
+		}()
+		var res RecallResult
+		for waiting := true; waiting; {
+			select {
+			case res = <-done:
+				waiting = false
+			case <-time.After(2 * time.Minute):
+				records = max(records, len(r.retrievals()))
+			}
+		}
+		if res.Local != n {
+			t.Errorf("%+v", res)
+		}
+		r.jobs(n)
+		if found > keep || found == 0 || asked > most || asked < most-2 || tables > 2*most || records > most {
+			t.Errorf("at most %d files found, %d asked for, %d in a table, %d records; want no more than %d and %d", found, asked, tables, records, keep, most)
+		}
+		for ino, data := range files {
+			r.want(ino, data, 0, len(data))
+		}
+		rc.mu.Lock()
+		defer rc.mu.Unlock()
+		if len(rc.byKey)+len(rc.byVault)+len(rc.failed)+len(rc.checked)+len(w.inflight)+len(w.bulks) > 0 {
+			t.Errorf("left: %d files, %d vaults, %d failures, %d checked archives, %d and %d of the recall",
+				len(rc.byKey), len(rc.byVault), len(rc.failed), len(rc.checked), len(w.inflight), len(w.bulks))
+		}
 	})
 }
