@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
@@ -148,6 +149,24 @@ func (e *Engine) Recall(ctx context.Context, q RecallRequest, progress func(Prog
 	return r.result(b), err
 }
 
+// putInos records what a request is for.
+func putInos(tx *catalog.Tx, id uint64, inos []uint64) error {
+	i := 0
+	for chunk := range slices.Chunk(inos, inoChunk) {
+		data, err := json.Marshal(chunk)
+		if err != nil {
+			return err
+		}
+		if err := tx.PutMeta(inosMeta(id, i), data); err != nil {
+			return err
+		}
+		i++
+	}
+	return nil
+}
+
+func chunksOf(inos []uint64) int { return (len(inos) + inoChunk - 1) / inoChunk }
+
 // request records a recall durably and hands it to the wave loop.
 func (r *recaller) request(ctx context.Context, q RecallRequest) (*bulk, error) {
 	inos := slices.Clone(q.Inos)
@@ -157,20 +176,12 @@ func (r *recaller) request(ctx context.Context, q RecallRequest) (*bulk, error) 
 	w.nextID++
 	b := newBulk(bulkRecord{
 		ID: id, Recursive: q.Recursive, Tier: q.Tier, Off: q.Off, Len: q.Len,
-		Created: time.Now().UnixNano(), Chunks: (len(inos) + inoChunk - 1) / inoChunk,
+		Created: time.Now().UnixNano(), Chunks: chunksOf(inos),
 	}, inos)
 	r.mu.Unlock()
 	seq, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
-		i := 0
-		for chunk := range slices.Chunk(inos, inoChunk) {
-			data, err := json.Marshal(chunk)
-			if err != nil {
-				return err
-			}
-			if err := tx.PutMeta(inosMeta(id, i), data); err != nil {
-				return err
-			}
-			i++
+		if err := putInos(tx, id, inos); err != nil {
+			return err
 		}
 		r.mu.Lock()
 		recs := make([]bulkRecord, 0, len(w.bulks)+1)
@@ -182,7 +193,8 @@ func (r *recaller) request(ctx context.Context, q RecallRequest) (*bulk, error) 
 		return putRequests(tx, append(recs, b.rec))
 	})
 	if err == nil {
-		err = r.e.catalog.Barrier(ctx, seq)
+		// Whoever asked may be gone already: what he asked for goes on.
+		err = r.e.catalog.Barrier(context.WithoutCancel(ctx), seq)
 	}
 	if err != nil {
 		r.mu.Lock()
@@ -191,6 +203,7 @@ func (r *recaller) request(ctx context.Context, q RecallRequest) (*bulk, error) 
 		r.mu.Unlock()
 		return nil, fmt.Errorf("recording the recall: %w", err)
 	}
+	r.e.hit("recall.requested")
 	w.kick()
 	return b, nil
 }
@@ -255,22 +268,17 @@ func (r *recaller) cancel(ctx context.Context, q RecallRequest) (RecallResult, e
 	var res RecallResult
 	w := &r.waves
 	r.mu.Lock()
-	w.bulks = slices.DeleteFunc(w.bulks, func(b *bulk) bool {
-		for _, ino := range b.inos {
-			if len(q.Inos) > 0 && !slices.Contains(q.Inos, ino) {
-				b.rec.Exclude = append(b.rec.Exclude, q.Inos...)
-				if len(b.rec.Exclude) > waveExclude {
-					b.rec.Exclude = b.rec.Exclude[len(b.rec.Exclude)-waveExclude:]
-				}
-				// The rest is found again, without those.
-				b.items, b.more, b.found = nil, true, b.rec.Frontier
-				return false
+	bulks := slices.Clone(w.bulks)
+	r.mu.Unlock()
+	for _, b := range bulks {
+		for again := true; again; {
+			var err error
+			if again, err = r.cancelBulk(b, q.Inos); err != nil {
+				return res, fmt.Errorf("recording what is cancelled: %w", err)
 			}
 		}
-		w.endLocked(b)
-		return true
-	})
-	w.save = true
+	}
+	r.mu.Lock()
 	keys := slices.Collect(maps.Keys(r.byKey))
 	r.mu.Unlock()
 	drop := func(key verKey) {
@@ -311,4 +319,102 @@ func (r *recaller) cancel(ctx context.Context, q RecallRequest) (RecallResult, e
 	w.kick()
 	r.saveWaves()
 	return res, err
+}
+
+// cancelBulk takes files, and all below directories, out of a request; everything when none is given. It is
+// to be called again when somebody else did so at the same time.
+func (r *recaller) cancelBulk(b *bulk, inos []uint64) (again bool, err error) {
+	w := &r.waves
+	r.mu.Lock()
+	old, asked := b.rec, b.inos
+	id := w.nextID
+	w.nextID++
+	r.mu.Unlock()
+	var left []uint64
+	if len(inos) > 0 {
+		below, err := r.below(inos)
+		if err != nil {
+			return false, err
+		}
+		for _, ino := range asked {
+			if !below(ino) {
+				left = append(left, ino)
+			}
+		}
+	}
+	rewritten := len(left) > 0 && len(left) < len(asked)
+	if rewritten {
+		// Under a number of its own: until the request's record has it, the old list holds.
+		if _, err := r.e.catalog.Update(func(tx *catalog.Tx) error { return putInos(tx, id, left) }); err != nil {
+			return false, err
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w.save = true
+	if !slices.Contains(w.bulks, b) || b.rec.ID != old.ID {
+		if rewritten {
+			w.gone = append(w.gone, bulkRecord{ID: id, Chunks: chunksOf(left)})
+		}
+		return slices.Contains(w.bulks, b), nil
+	}
+	b.gen++
+	if len(left) == 0 {
+		w.bulks = slices.DeleteFunc(w.bulks, func(x *bulk) bool { return x == b })
+		w.endLocked(b)
+		return false, nil
+	}
+	if rewritten {
+		w.gone = append(w.gone, b.rec)
+		b.inos, b.rec.ID, b.rec.Chunks = left, id, chunksOf(left)
+	}
+	b.rec.Exclude = append(b.rec.Exclude, inos...)
+	if len(b.rec.Exclude) > waveExclude {
+		b.rec.Exclude = b.rec.Exclude[len(b.rec.Exclude)-waveExclude:]
+	}
+	// The rest is found again, without those.
+	b.items, b.more, b.found = nil, true, b.rec.Frontier
+	return false, nil
+}
+
+// below tells inodes that are among those given, or below one of them.
+func (r *recaller) below(inos []uint64) (func(ino uint64) bool, error) {
+	path := func(ino uint64) (string, error) {
+		var p string
+		err := r.e.catalog.View(func(tx *catalog.Tx) (err error) {
+			p, err = tx.Path(ino)
+			return err
+		})
+		return p, err
+	}
+	roots, given := make(map[string]struct{}, len(inos)), make(map[uint64]struct{}, len(inos))
+	for _, ino := range inos {
+		given[ino] = struct{}{}
+		p, err := path(ino)
+		if errors.Is(err, catalog.ErrNotExist) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		roots[p] = struct{}{}
+	}
+	return func(ino uint64) bool {
+		if _, ok := given[ino]; ok {
+			return true
+		}
+		p, err := path(ino)
+		if err != nil {
+			return false
+		}
+		for {
+			if _, ok := roots[p]; ok {
+				return true
+			}
+			if p == "" {
+				return false
+			}
+			p = p[:max(strings.LastIndexByte(p, '/'), 0)]
+		}
+	}, nil
 }

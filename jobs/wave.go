@@ -34,6 +34,7 @@ type waves struct {
 type bulk struct {
 	rec  bulkRecord
 	inos []uint64
+	gen  int // changes when something is cancelled of it
 
 	items   []waveKey // found, not asked for yet, in order
 	more    bool      // the walk found more than it kept
@@ -272,7 +273,7 @@ func (r *recaller) hungryLocked() *bulk {
 // expand finds the next files of a request, and counts all of them the first time.
 func (r *recaller) expand(ctx context.Context, b *bulk) {
 	r.mu.Lock()
-	rec, from := b.rec, b.found
+	rec, from, inos, gen := b.rec, b.found, b.inos, b.gen
 	r.mu.Unlock()
 	first := false
 	select {
@@ -294,7 +295,7 @@ func (r *recaller) expand(ctx context.Context, b *bulk) {
 	for _, ino := range rec.Exclude {
 		exclude[ino] = struct{}{}
 	}
-	err := r.walkIn(ctx, b.inos, rec.Recursive, exclude, func(dir uint64, ino catalog.Inode) error {
+	err := r.walkIn(ctx, inos, rec.Recursive, exclude, func(dir uint64, ino catalog.Inode) error {
 		if !isRegular(ino.Mode) {
 			return nil
 		}
@@ -322,8 +323,8 @@ func (r *recaller) expand(ctx context.Context, b *bulk) {
 	trim()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if ctx.Err() != nil {
-		return
+	if ctx.Err() != nil || b.gen != gen {
+		return // it is looked for again
 	}
 	if err != nil {
 		r.log.Error("the files to be recalled cannot all be found", "error", err)
@@ -384,7 +385,7 @@ func (r *recaller) feed(ctx context.Context) bool {
 		r.mu.Unlock()
 		return false
 	}
-	k := b.items[0]
+	k, gen := b.items[0], b.gen
 	need := k.Size
 	if b.rec.Len > 0 {
 		need = max(min(b.rec.Len, k.Size-b.rec.Off), 1)
@@ -420,6 +421,14 @@ func (r *recaller) feed(ctx context.Context) bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		switch {
+		case b.gen != gen && w.inflight[key] == nil:
+			// Cancelled meanwhile; if it was not this file, it is found again.
+			for _, rt := range slices.Clone(r.byKey[key]) {
+				if rt.rec.Explicit && rt.rec.State == catalog.Wanted && !rt.asking && !rt.rec.Uncertain && len(rt.demand) == 0 {
+					r.cancelLocked(rt)
+				}
+			}
+			return true
 		case errors.Is(err, ErrClosing):
 			return false
 		case errors.Is(err, catalog.ErrNoSpace), errors.Is(err, content.ErrNoSpace):

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"path"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -347,6 +348,81 @@ func TestRecallOfAnyNumberOfFiles(t *testing.T) {
 		if len(rc.byKey)+len(rc.byVault)+len(rc.failed)+len(rc.checked)+len(w.inflight)+len(w.bulks) > 0 {
 			t.Errorf("left: %d files, %d vaults, %d failures, %d checked archives, %d and %d of the recall",
 				len(rc.byKey), len(rc.byVault), len(rc.failed), len(rc.checked), len(w.inflight), len(w.bulks))
+		}
+	})
+}
+
+// TestRecallCancelOfADirectoryAbove: what is below a directory that is cancelled is not asked for any more, however it was named when
+// it was asked for; the rest comes, also after a restart.
+func TestRecallCancelOfADirectoryAbove(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 8 << 20 })
+		files, _ := manyFiles(r, 60, 1<<20)
+		dir := func(name string) uint64 {
+			d, err := r.e.Lookup(t.Context(), r.vault, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d.Ino
+		}
+		// By directories; and by a list, some of it in a directory that is cancelled.
+		var list, cancelled []uint64
+		for ino := range files {
+			s, err := r.e.Stat(t.Context(), ino)
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch d := path.Base(path.Dir(s.Path)); d {
+			case "d0", "d1", "d2":
+				list = append(list, ino)
+				if d != "d0" {
+					cancelled = append(cancelled, ino)
+				}
+			}
+		}
+		for _, q := range []RecallRequest{{Inos: []uint64{dir("d3"), dir("d4")}, Recursive: true}, {Inos: list}} {
+			if res, err := r.e.Recall(t.Context(), q, nil); err != nil || res.Pending == 0 {
+				t.Fatalf("%+v, %v", res, err)
+			}
+		}
+		time.Sleep(time.Hour)
+		asked := make(map[uint64]bool)
+		for _, rec := range r.retrievals() {
+			asked[rec.Ino] = true
+		}
+		if len(asked) == 0 || len(asked) >= 30 {
+			t.Fatalf("%d files in the first wave", len(asked))
+		}
+		if _, err := r.e.Recall(t.Context(), RecallRequest{Inos: []uint64{dir("d1"), dir("d2")}, Recursive: true, Cancel: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(9 * time.Hour)
+		r.restart()
+		time.Sleep(40 * time.Hour)
+		want := 18 // d0, d3, d4
+		for _, ino := range cancelled {
+			if asked[ino] {
+				want++
+			}
+		}
+		r.jobs(want)
+		// Everything, by the root of it all.
+		d5 := []uint64{dir("d5"), dir("d6"), dir("d7"), dir("d8"), dir("d9")}
+		if _, err := r.e.Recall(t.Context(), RecallRequest{Inos: d5, Recursive: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		before := r.srv.Count(cas.OpInitiateJob)
+		if _, err := r.e.Recall(t.Context(), RecallRequest{Inos: []uint64{catalog.RootIno}, Recursive: true, Cancel: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := r.e.Status(t.Context()); err != nil || s.RecallsQueued != 0 {
+			t.Errorf("%d are queued, %v", s.RecallsQueued, err)
+		}
+		time.Sleep(40 * time.Hour)
+		r.jobs(before)
+		if before == want || before >= want+30 {
+			t.Errorf("%d jobs before everything was cancelled, %d before that", before, want)
 		}
 	})
 }
