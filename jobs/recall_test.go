@@ -18,6 +18,13 @@ func TestReadersJoinOneJob(t *testing.T) {
 		if got := r.state(ino); got != "cold" {
 			t.Errorf("state %s before", got)
 		}
+		progress := func(want string) {
+			t.Helper()
+			if b, err := r.e.Getxattr(t.Context(), ino, "user.cas.progress"); err != nil || string(b) != want {
+				t.Errorf("progress %s, %v, want %s", b, err, want)
+			}
+		}
+		progress("0.000")
 		began := time.Now()
 		var wg sync.WaitGroup
 		for i := range 20 {
@@ -31,6 +38,7 @@ func TestReadersJoinOneJob(t *testing.T) {
 		if got := r.state(ino); got != "resident" {
 			t.Errorf("state %s afterwards", got)
 		}
+		progress("1.000")
 		if left := r.retrievals(); len(left) != 0 {
 			t.Errorf("records are left: %+v", left)
 		}

@@ -27,7 +27,7 @@ type FileStatus struct {
 	UploadedAt *time.Time      `json:"uploaded_at,omitempty"`
 	Job        string          `json:"job,omitempty"`
 	ETA        *time.Time      `json:"eta,omitempty"`
-	Progress   float64         `json:"progress"` // 0..1 of the upload or recall under way
+	Progress   float64         `json:"progress"` // 0..1 of the upload or recall under way; 1 when there is nothing to do
 	Error      string          `json:"error,omitempty"`
 }
 
@@ -145,7 +145,7 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 		s.Explain = "Its bytes were only on this machine, not in the vault yet, and their staging file is missing. " +
 			"Look in the state directory's lost+found and in backups; overwriting the file repairs it."
 	case v.V == 0 || s.Size == 0 && v.State == catalog.Archived:
-		s.State = "resident"
+		s.State, s.Progress = "resident", 1
 		s.Explain = "An empty file: it needs no archive."
 	case v.State == catalog.Archived && v.Damaged:
 		s.State = "damaged"
@@ -154,7 +154,7 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 			s.Explain += " The local copy is complete and can still be read: copy it, or write it again to archive it anew."
 		}
 	case v.State == catalog.Archived && whole:
-		s.State = "resident"
+		s.State, s.Progress = "resident", 1
 		s.Explain = "In the vault, and a complete verified copy is on this machine."
 	case v.State == catalog.Archived && recalling && r.State != "failed":
 		s.State = "recalling"
