@@ -47,6 +47,7 @@ const (
 	envKeys     = "CASFS_CRASH_KEYS" // id key appid
 	envPoint    = "CASFS_CRASH_POINT"
 	envNth      = "CASFS_CRASH_NTH"
+	envStory    = "CASFS_CRASH_STORY" // "read": what is read
 )
 
 func TestMain(m *testing.M) {
@@ -213,6 +214,9 @@ func crashChild() {
 	client, err := cas.New(cas.Options{Endpoint: os.Getenv(envEndpoint), AppID: keys[2], Credentials: cas.Credentials{SecretID: keys[0], SecretKey: keys[1]}})
 	fail(err)
 	o := crashOptions(os.Getenv(envState), client)
+	if os.Getenv(envStory) == "read" {
+		o = readOptions(os.Getenv(envState), client)
+	}
 	o.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	e, err := Open(o)
 	fail(err)
@@ -241,7 +245,11 @@ func crashChild() {
 	ctx, cancel := context.WithCancel(bg)
 	done := make(chan error)
 	go func() { done <- e.Run(ctx) }()
-	for i, s := range story() {
+	steps := story()
+	if os.Getenv(envStory) == "read" {
+		steps = readStory()
+	}
+	for i, s := range steps {
 		fmt.Println("begin", i)
 		fail(s.run(&teller{e, a.Ino}))
 		fmt.Println("end", i)
@@ -265,6 +273,15 @@ func crashServer(t *testing.T) (srv *castest.Server, endpoint string) {
 	return srv, "http://" + l.Addr().String()
 }
 
+// crashCmd is the child.
+func crashCmd(srv *castest.Server, endpoint, state, point string, nth int) *exec.Cmd {
+	cr := srv.Store.Credentials()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), envState+"="+state, envEndpoint+"="+endpoint, envPoint+"="+point, envNth+"="+strconv.Itoa(nth),
+		envKeys+"="+cr.SecretID+" "+cr.SecretKey+" "+cr.AppID)
+	return cmd
+}
+
 // crash tells the story in a child that dies at the nth visit to a point, and
 // goes on from there. It reports whether the child died.
 func crash(t *testing.T, point string, nth int) bool {
@@ -274,10 +291,7 @@ func crash(t *testing.T, point string, nth int) bool {
 		t.Fatal(err)
 	}
 	state := t.TempDir()
-	cr := srv.Store.Credentials()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), envState+"="+state, envEndpoint+"="+endpoint, envPoint+"="+point, envNth+"="+strconv.Itoa(nth),
-		envKeys+"="+cr.SecretID+" "+cr.SecretKey+" "+cr.AppID)
+	cmd := crashCmd(srv, endpoint, state, point, nth)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
@@ -310,19 +324,7 @@ func crash(t *testing.T, point string, nth int) bool {
 		}
 	}
 	io.Copy(io.Discard, out)
-	err = cmd.Wait()
-	killed := false
-	if err != nil {
-		var x *exec.ExitError
-		if errors.As(err, &x) {
-			ws, _ := x.Sys().(syscall.WaitStatus)
-			killed = ws.Signaled() && ws.Signal() == syscall.SIGKILL
-		}
-		if !killed {
-			t.Fatalf("child: %v\n%s", err, stderr.Bytes())
-		}
-	}
-	if !killed {
+	if !crashed(t, cmd.Wait(), &stderr) {
 		return false
 	}
 	defer func() {
@@ -394,6 +396,22 @@ func crash(t *testing.T, point string, nth int) bool {
 	}
 	r.wantClean(point == "single.answered" || point == "sent" || strings.HasPrefix(point, "after"))
 	return true
+}
+
+// crashed reports whether the child killed itself; it may only do that, or end well.
+func crashed(t *testing.T, err error, stderr *bytes.Buffer) bool {
+	t.Helper()
+	if err == nil {
+		return false
+	}
+	var x *exec.ExitError
+	if errors.As(err, &x) {
+		if ws, _ := x.Sys().(syscall.WaitStatus); ws.Signaled() && ws.Signal() == syscall.SIGKILL {
+			return true
+		}
+	}
+	t.Fatalf("child: %v\n%s", err, stderr.Bytes())
+	return false
 }
 
 // wantClean waits until trash and abandoned uploads are gone and holds the

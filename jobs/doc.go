@@ -74,4 +74,14 @@
 //	stream.recorded       the segment is kept by the seal
 //	stream.droppable      the same
 //	stream.dropped        the same; its bytes are in the vault only
+//	recall.requested      a recall of a tree or list goes on without the command
+//	recall.recorded       a retrieval nothing was asked for: asked for when the list of jobs holds none of it
+//	recall.asked          a job nobody knows: found in the list by its description
+//	recall.noted          the job is known, and looked after
+//	recall.fetched        verified bytes that are not in the file: fetched again
+//	recall.verified       the range is in the file; those that are missing are fetched
+//	recall.complete       all of it is local, the retrieval is dropped
+//	recall.finished       nothing is left to do
+//	evict.recorded        a local copy without a record: removed
+//	evict.removed         nothing is left to do
 package jobs

@@ -93,6 +93,7 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 	if err := r.changeVersion(f, r.e.catalog.Reclaim, func(v *catalog.Version) { v.Local, v.Complete = 0, false }); err != nil {
 		return 0, err
 	}
+	r.e.hit("evict.recorded")
 	changed = true
 	f.local = nil
 	if err := local.Close(); err != nil { // nobody uses it: no read is under way, no handle relies on it
@@ -108,6 +109,7 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 	if err := r.e.store.Remove(v.Local); err != nil && !errors.Is(err, content.ErrNotExist) {
 		return 0, err
 	}
+	r.e.hit("evict.removed")
 	return before, nil
 }
 

@@ -386,6 +386,7 @@ func (r *recaller) bring(ctx context.Context, fl *flight, buf []byte) (cas.Hash,
 	if fl.rng.Len == rt.arc.Size && rt.arc.TreeHash != ([32]byte{}) && sum != cas.Hash(rt.arc.TreeHash) {
 		return cas.Hash{}, fmt.Errorf("%w: the archive is %s, %s came", cas.ErrDigest, cas.Hash(rt.arc.TreeHash), sum)
 	}
+	r.e.hit("recall.fetched")
 	r.mu.Lock()
 	if rt.gone {
 		r.mu.Unlock()
@@ -395,6 +396,7 @@ func (r *recaller) bring(ctx context.Context, fl *flight, buf []byte) (cas.Hash,
 	r.mu.Unlock()
 	lead := off - (fl.rng.Off - rt.ext.Off + rt.fileOff) // where the extent begins in the piece
 	err = fl.local.WriteVerified(buf[lead:lead+n], off)
+	r.e.hit("recall.verified")
 	r.mu.Lock()
 	fl.writing = false
 	r.idle.Broadcast()

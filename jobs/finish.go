@@ -27,6 +27,7 @@ func (r *recaller) finish(rt *retrieval) {
 		return
 	}
 	complete := r.recordComplete(rt)
+	r.e.hit("recall.complete")
 	r.mu.Lock()
 	size, job := rt.rec.Len, rt.rec.JobID
 	r.waves.arrivedLocked(rt.key)

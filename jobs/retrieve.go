@@ -281,6 +281,7 @@ func (r *recaller) bury() {
 			r.log.Error("records of finished retrievals stay behind", "count", n, "error", err)
 		}
 		recorded = recorded[n:]
+		r.e.hit("recall.finished")
 	}
 	for _, f := range files {
 		f.put()
@@ -421,7 +422,11 @@ func (r *recaller) ask(ctx context.Context, rt *retrieval) {
 	if !rt.whole() {
 		q.Range = cas.Range{Off: rec.Off, Len: rec.Len}
 	}
+	r.e.hit("recall.recorded")
 	id, err := r.e.client.InitiateJob(ctx, rec.VaultName, q)
+	if err == nil {
+		r.e.hit("recall.asked")
+	}
 	now := time.Now()
 	r.mu.Lock()
 	var final error
@@ -465,6 +470,9 @@ func (r *recaller) ask(ctx context.Context, rt *retrieval) {
 	}
 	if _, err := r.save(rt); err != nil {
 		r.log.Error("a job is not recorded; the list of jobs will tell", "job", id, "error", err)
+	}
+	if id != "" {
+		r.e.hit("recall.noted")
 	}
 }
 
