@@ -390,6 +390,13 @@ func (r *recaller) feed(ctx context.Context) bool {
 	if b.rec.Len > 0 {
 		need = max(min(b.rec.Len, k.Size-b.rec.Off), 1)
 	}
+	room := r.room()
+	if need > room { // whatever else is on its way
+		b.fail(k.Ino, fmt.Sprintf("its %d bytes do not fit in the cache, which takes %d: recall a range, read it (it streams), or enlarge --cache-size", need, room))
+		b.next(k)
+		r.mu.Unlock()
+		return true
+	}
 	if now := time.Now(); need > w.budget || now.Sub(w.budgetAt) > time.Second {
 		budget, inflight, crowded := r.budgetLocked()
 		if inflight > 0 && (need > budget || crowded) {
@@ -400,17 +407,9 @@ func (r *recaller) feed(ctx context.Context) bool {
 		w.budget, w.budgetAt = budget, now
 	}
 	w.budget -= need
-	room := r.room()
 	rec := b.rec
 	r.mu.Unlock()
 
-	if need > room {
-		r.mu.Lock()
-		b.fail(k.Ino, fmt.Sprintf("its %d bytes do not fit in the cache, which takes %d: recall a range, read it (it streams), or enlarge --cache-size", need, room))
-		b.next(k)
-		r.mu.Unlock()
-		return true
-	}
 	f, err := r.e.acquire(k.Ino)
 	if err == nil {
 		_, err = r.queueRange(Caller{}, f, rec.Tier, true, rec.Off, rec.Len)
