@@ -20,6 +20,7 @@ import (
 
 	"github.com/casfs/casfs/fs"
 	"github.com/casfs/casfs/internal/control"
+	"github.com/casfs/casfs/jobs"
 )
 
 // mountEntry is one line of mountinfo that is ours.
@@ -286,41 +287,73 @@ func (a *app) resolve(ctx context.Context, paths []string) ([]*mountTargets, err
 	var groups []*mountTargets
 	byDev := map[uint64]*mountTargets{}
 	for _, p := range paths {
-		abs, err := absolute(p)
-		if err != nil {
+		if err := a.resolveOne(ctx, p, byDev, &groups); err != nil {
 			return nil, err
 		}
-		st, err := os.Lstat(abs)
-		if err != nil {
-			if errors.Is(err, syscall.ENOTCONN) {
-				return nil, advise(fmt.Errorf("%s: the casfs mounted here has died", p), "mount it again with --force; what was written is in its state directory")
-			}
-			var pe *os.PathError
-			if errors.As(err, &pe) {
-				err = fmt.Errorf("%s: %w", p, pe.Err)
-			}
-			return nil, err
-		}
-		sys := st.Sys().(*syscall.Stat_t)
-		g := byDev[sys.Dev]
-		if g == nil {
-			// Only a directory can be asked for its mount without following it elsewhere.
-			where := abs
-			if !st.IsDir() {
-				where = filepath.Dir(abs)
-			}
-			d, err := a.daemonAt(ctx, where)
-			if errors.Is(err, fs.ErrNotMounted) {
-				return nil, advise(fmt.Errorf("%s is not inside a casfs mount", p), "casfs status lists the mounts")
-			}
-			if err != nil {
-				return nil, err
-			}
-			g = &mountTargets{daemon: d}
-			byDev[sys.Dev] = g
-			groups = append(groups, g)
-		}
-		g.targets = append(g.targets, target{path: p, ino: sys.Ino, dir: st.IsDir()})
 	}
 	return groups, nil
+}
+
+// resolveEach is resolve that leaves out paths that cannot be resolved, and tells why; when none can, it fails like resolve.
+func (a *app) resolveEach(ctx context.Context, paths []string) (groups []*mountTargets, failed []jobs.Skipped, err error) {
+	byDev := map[uint64]*mountTargets{}
+	for _, p := range paths {
+		if e := a.resolveOne(ctx, p, byDev, &groups); e != nil {
+			if ctx.Err() != nil {
+				return nil, nil, ctx.Err()
+			}
+			if err == nil {
+				err = e
+			}
+			_, why, ok := strings.Cut(e.Error(), p+": ")
+			if !ok {
+				why = e.Error()
+			}
+			failed = append(failed, jobs.Skipped{Path: p, Reason: why})
+		}
+	}
+	if len(groups) == 0 && len(failed) == 1 {
+		return nil, nil, err
+	}
+	return groups, failed, nil
+}
+
+// resolveOne adds a path to the groups.
+func (a *app) resolveOne(ctx context.Context, p string, byDev map[uint64]*mountTargets, groups *[]*mountTargets) error {
+	abs, err := absolute(p)
+	if err != nil {
+		return err
+	}
+	st, err := os.Lstat(abs)
+	if err != nil {
+		if errors.Is(err, syscall.ENOTCONN) {
+			return advise(fmt.Errorf("%s: the casfs mounted here has died", p), "mount it again with --force; what was written is in its state directory")
+		}
+		var pe *os.PathError
+		if errors.As(err, &pe) {
+			err = fmt.Errorf("%s: %w", p, pe.Err)
+		}
+		return err
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	g := byDev[sys.Dev]
+	if g == nil {
+		// Only a directory can be asked for its mount without following it elsewhere.
+		where := abs
+		if !st.IsDir() {
+			where = filepath.Dir(abs)
+		}
+		d, err := a.daemonAt(ctx, where)
+		if errors.Is(err, fs.ErrNotMounted) {
+			return advise(fmt.Errorf("%s is not inside a casfs mount", p), "casfs status lists the mounts")
+		}
+		if err != nil {
+			return err
+		}
+		g = &mountTargets{daemon: d}
+		byDev[sys.Dev] = g
+		*groups = append(*groups, g)
+	}
+	g.targets = append(g.targets, target{path: p, ino: sys.Ino, dir: st.IsDir()})
+	return nil
 }

@@ -1,0 +1,244 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// recalled is what recall --json prints.
+type recalled struct {
+	Local, Pending, Failed, Bytes int64
+	Failures                      []struct{ Path, Reason string }
+}
+
+// recallMount has cold files in vault v: names to sizes.
+func recallMount(u *user, files map[string]int, flags ...string) (m *mounted, v string) {
+	u.t.Helper()
+	m = u.mount(append([]string{"--settle", "0"}, flags...)...)
+	v = filepath.Join(m.point, "v")
+	for name, n := range files {
+		p := filepath.Join(v, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			u.t.Fatal(err)
+		}
+		if err := os.WriteFile(p, bytes.Repeat([]byte(name[:1]), n), 0o644); err != nil {
+			u.t.Fatal(err)
+		}
+	}
+	u.ok("sync", v)
+	u.ok("evict", "-r", v)
+	return m, v
+}
+
+// fileState is what casfs stat says of a file.
+func (u *user) fileState(path string) string {
+	u.t.Helper()
+	var st []struct{ State string }
+	u.json(&st, "stat", path)
+	return st[0].State
+}
+
+// TestRecall goes through the verb as its users do: what each run prints, and its exit code.
+func TestRecall(t *testing.T) {
+	u := newUser(t)
+	m, v := recallMount(u, map[string]int{
+		"slow": 100, "soon": 100, "range": 3 << 20, "dir/c": 10, "dir/sub/d": 20, "with space": 5, "new\nline": 6, "listed": 7, "big": 9 << 20,
+	}, "--cache-size", "8M", "--standard", "1h", "--expedited", "50ms", "--bulk", "50ms")
+	at := func(name string) string { return filepath.Join(v, name) }
+	list := func(name, text string) string {
+		p := u.path(name)
+		if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	for _, c := range []struct {
+		name  string
+		args  []string
+		stdin string
+		code  int
+		out   string // of standard output, all of it
+		err   string // of standard error, a part; "" for nothing at all
+	}{
+		{"not there yet", []string{at("slow")}, "", exitPending, "0 files local, 1 file on the way (100 B asked for); casfs status shows when\n", ""},
+		{"the same again", []string{at("slow")}, "", exitPending, "0 files local, 1 file on the way (100 B asked for); casfs status shows when\n", ""},
+		{"a tier, waited for", []string{"--tier", "expedited", "--wait", at("soon")}, "", exitOK, "1 file local\n", ""},
+		{"what is local", []string{at("soon")}, "", exitOK, "1 file local\n", ""},
+		{"some of it local", []string{at("soon"), at("slow")}, "", exitPending, "1 file local, 1 file on the way (100 B asked for); casfs status shows when\n", ""},
+		{"a directory without -r", []string{at("dir")}, "", exitUsage, "", "add -r"},
+		{"a directory", []string{"-r", "--tier", "bulk", "-w", at("dir")}, "", exitOK, "2 files local\n", ""},
+		{"a list", []string{"-w", "--tier=bulk", "--from-file", list("lines", at("with space")+"\n\n"+at("listed"))}, "", exitOK, "2 files local\n", ""},
+		{"names ended by NUL", []string{"-w", "--tier=bulk", "-0", "--from-file", "-"}, at("new\nline") + "\x00" + at("listed") + "\x00", exitOK, "2 files local\n", ""},
+		{"an empty list", []string{"--from-file", "-"}, "", exitOK, "0 files local\n", ""},
+		{"a list and a path", []string{"--from-file", "-", at("soon")}, at("listed") + "\n", exitOK, "2 files local\n", ""},
+		{"a list that is not there", []string{"--from-file", u.path("nowhere")}, "", exitFailed, "", "no such file"},
+		{"a range", []string{"-w", "--tier=expedited", "--range", "1M-2M", at("range")}, "", exitOK, "1 file local\n", ""},
+		{"a range that is none", []string{"--range", "2-1", at("range")}, "", exitUsage, "", "ends before it begins"},
+		{"no such tier", []string{"--tier", "warp", at("soon")}, "", exitUsage, "", "not one of"},
+		{"-0 alone", []string{"-0", at("soon")}, "", exitUsage, "", "--from-file"},
+		{"nothing", nil, "", exitUsage, "", "missing PATH"},
+		{"cancel and wait", []string{"--cancel", "--wait", at("slow")}, "", exitUsage, "", "--cancel excludes"},
+		{"one that does not exist", []string{at("nope")}, "", exitFailed, "", "nope: no such file or directory"},
+		{"some that do not exist", []string{at("nope"), at("soon"), at("nor this")}, "", exitPartial, "1 file local\n", "failed: " + at("nope") + ": no such file or directory"},
+		{"none that exists", []string{at("nope"), at("nor this")}, "", exitFailed, "0 files local\n", "failed: " + at("nor this") + ": no such file or directory"},
+		{"outside of any mount", []string{u.home}, "", exitFailed, "", "not inside a casfs mount"},
+		{"what cannot be had", []string{"-w", at("big")}, "", exitFailed, "0 files local\n", "do not fit in the cache"},
+		{"some that cannot be had", []string{"-w", at("big"), at("soon")}, "", exitPartial, "1 file local\n", "do not fit in the cache"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := u.casfsIn(c.stdin, append([]string{"recall"}, c.args...)...)
+			if r.code != c.code || r.out != c.out || (c.err == "") != (r.err == "") || !strings.Contains(r.err, c.err) {
+				t.Errorf("want exit %d, %q and %q; got %v", c.code, c.out, c.err, r)
+			}
+		})
+	}
+	if got := u.fileState(at("range")); got != "partial" {
+		t.Errorf("the file a range of which was recalled is %s", got)
+	}
+	if got := u.fileState(at("slow")); got != "recalling" {
+		t.Errorf("the slow file is %s", got)
+	}
+
+	t.Run("JSON", func(t *testing.T) {
+		r := u.casfs("recall", "--json", at("soon"), at("slow"), at("nope"))
+		var got recalled
+		if err := json.Unmarshal([]byte(r.out), &got); err != nil || r.code != exitPartial || r.err != "" {
+			t.Fatalf("%v: %v", err, r)
+		}
+		if got.Local != 1 || got.Pending != 1 || got.Failed != 1 || got.Bytes != 100 || len(got.Failures) != 1 || got.Failures[0].Path != at("nope") {
+			t.Errorf("%+v", got)
+		}
+		r = u.casfs("recall", "--json", at("soon"))
+		if err := json.Unmarshal([]byte(r.out), &got); err != nil || r.code != 0 || !strings.Contains(r.out, `"failures": []`) {
+			t.Errorf("%v: %v", err, r)
+		}
+	})
+	u.ok("umount", m.point)
+}
+
+// TestRecallInterrupted: Ctrl-C ends the command, with the code of what is not finished, and not the recall.
+func TestRecallInterrupted(t *testing.T) {
+	u := newUser(t)
+	m, v := recallMount(u, map[string]int{"one": 1000, "two": 2000}, "--standard", "4s")
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		name := filepath.Join(v, map[syscall.Signal]string{syscall.SIGINT: "one", syscall.SIGTERM: "two"}[sig])
+		c := u.cmd("recall", "--wait", name)
+		var out, errOut bytes.Buffer
+		c.Stdout, c.Stderr = &out, &errOut
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the recall is asked for", func() bool { return u.fileState(name) == "recalling" })
+		c.Process.Signal(sig)
+		c.Wait()
+		if code := c.ProcessState.ExitCode(); code != exitPending || out.String() != "" || !strings.Contains(errOut.String(), "goes on") {
+			t.Errorf("%v: exit %d\nstdout: %s\nstderr: %s", sig, code, out.Bytes(), errOut.Bytes())
+		}
+		until(t, "the file is there although the command was interrupted", func() bool { return u.fileState(name) == "resident" })
+	}
+	u.ok("umount", m.point)
+}
+
+// TestRecallCancelled: --cancel takes what was not asked of the service yet out of the queue, however it was put there.
+func TestRecallCancelled(t *testing.T) {
+	u := newUser(t)
+	files := map[string]int{}
+	for i := range 12 {
+		files[fmt.Sprintf("many/%d", i)] = 1 << 20
+	}
+	m, v := recallMount(u, files, "--standard", "1h", "--cache-size", "6M")
+	many := filepath.Join(v, "many")
+	status := func() (queued int64, asked int) {
+		var st []struct {
+			RecallsQueued int64 `json:"recalls_queued"`
+			Retrievals    []struct{ State string }
+		}
+		u.json(&st, "status", v)
+		for _, r := range st[0].Retrievals {
+			if r.State == "asked" {
+				asked++
+			}
+		}
+		return st[0].RecallsQueued, asked
+	}
+	if r := u.casfs("recall", "-r", many); r.code != exitPending || !strings.Contains(r.out, "12 files on the way") {
+		t.Fatal(r)
+	}
+	until(t, "the first wave is asked for", func() bool {
+		queued, asked := status()
+		return asked > 0 && queued > 0 && queued+int64(asked) == 12
+	})
+	r := u.casfs("recall", "--cancel", "-r", v)
+	queued, asked := status()
+	if r.code != 0 || queued != 0 || asked == 0 || r.out != fmt.Sprintf("cancelled; asked of the service already: %d files\n", asked) {
+		t.Errorf("%d queued, %d asked; %v", queued, asked, r)
+	}
+	if r := u.casfs("recall", "--cancel", "-r", v, filepath.Join(v, "nope")); r.code != exitPartial {
+		t.Error(r)
+	}
+	u.ok("umount", m.point)
+}
+
+// TestRecallShowsProgress: on a terminal a waiting recall shows how far it is, and leaves nothing of that behind.
+func TestRecallShowsProgress(t *testing.T) {
+	u := newUser(t)
+	m, v := recallMount(u, map[string]int{"a": 1 << 20, "b": 1 << 20}, "--standard", "2500ms")
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	var unlock int32
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, master.Fd(), unix.TIOCSPTLCK, uintptr(unsafe.Pointer(&unlock))); e != 0 {
+		t.Fatal(e)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := u.cmd("recall", "-r", "--wait", v)
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, tty
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tty.Close()
+	shown := make(chan []byte)
+	go func() {
+		var all []byte
+		b := make([]byte, 4096)
+		for {
+			n, err := master.Read(b) // EIO when the last one has closed the terminal
+			all = append(all, b[:n]...)
+			if err != nil {
+				shown <- all
+				return
+			}
+		}
+	}()
+	if err := c.Wait(); err != nil {
+		t.Error(err)
+	}
+	got := string(<-shown)
+	if out.String() != "2 files local\n" || !strings.Contains(got, "recalling 0/2 files") {
+		t.Errorf("printed %q, and on the terminal %q", out.String(), got)
+	}
+	last := got[strings.LastIndexByte(got, '\r')+1:]
+	if strings.TrimSpace(strings.NewReplacer("\x1b[2K", "", "\x1b[K", "").Replace(last)) != "" {
+		t.Errorf("%q stays on the terminal", last)
+	}
+	u.ok("umount", m.point)
+}
