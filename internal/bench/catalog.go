@@ -121,7 +121,7 @@ func (b *bench) changes() error {
 	perSecond := regexp.MustCompile(`([0-9.e+]+) updates/s`)
 	run := func(name, bench string) contestant {
 		return contestant{name, func() (float64, error) {
-			cmd := exec.Command(program, "-test.run", "^$", "-test.bench", bench, "-test.benchtime", "300ms")
+			cmd := exec.Command(program, "-test.run", "^$", "-test.bench", bench, "-test.benchtime", "100ms")
 			cmd.Env = append(os.Environ(), "TMPDIR="+dir)
 			out, err := cmd.CombinedOutput()
 			m := perSecond.FindSubmatch(out)

@@ -94,7 +94,7 @@ func run() error {
 	if flag.NArg() > 0 {
 		return fmt.Errorf("what is %q?", flag.Arg(0))
 	}
-	o.warm, o.create, o.lists, o.mounts, o.waiters = 1, 5000, []int{10000, 100000}, []int{10000, 100000, 1000000}, 300
+	o.warm, o.create, o.lists, o.mounts, o.waiters = 1, 2000, []int{10000, 100000}, []int{10000, 100000, 1000000}, 300
 	if quick {
 		sizeMB, streamMB, o.files, o.runs, o.create = min(sizeMB, 64), min(streamMB, 512), min(o.files, 500), min(o.runs, 3), 300
 		o.lists, o.mounts, o.waiters = []int{2000}, []int{2000}, 30

@@ -29,6 +29,11 @@ func (b *bench) compare(name, how, unit string, less bool, all []contestant) (*r
 	return b.rounds(b.o.warm, name, how, unit, less, all)
 }
 
+// once is compare for work that never does the same twice: no warm-up.
+func (b *bench) once(name, how, unit string, all []contestant) (*result, error) {
+	return b.rounds(0, name, how, unit, false, all)
+}
+
 // cold is compare for work that always begins with nothing in memory: no warm-up.
 func (b *bench) cold(name, how, unit string, all []contestant) (*result, error) {
 	return b.rounds(0, name, how, unit, true, all)
@@ -43,7 +48,9 @@ func (b *bench) rounds(warm int, name, how, unit string, less bool, all []contes
 		for i := range all {
 			// Who comes first changes, so that nobody always follows the same one.
 			c := all[(i+round+warm)%len(all)]
-			syscall.Sync() // nobody pays for what another one left to be written back
+			if !b.unsynced {
+				syscall.Sync() // nobody pays for what another one left to be written back
+			}
 			v, err := c.run()
 			if err != nil {
 				return nil, fmt.Errorf("%s, %s: %w", name, c.name, err)

@@ -18,17 +18,18 @@ import (
 
 // bench is one run.
 type bench struct {
-	o       options
-	dir     string // everything is below
-	ownDir  bool
-	casfs   string // the program measured
-	loop    string // the loopback program
-	rclone  string // "": not installed
-	began   time.Time
-	results []*result
-	bases   map[int]string     // of filled catalogs, by number of entries
-	values  map[string]float64 // for targets that are not ratios of a result's cells
-	notes   []string
+	o        options
+	dir      string // everything is below
+	ownDir   bool
+	casfs    string // the program measured
+	loop     string // the loopback program
+	rclone   string // "": not installed
+	began    time.Time
+	results  []*result
+	bases    map[int]string     // of filled catalogs, by number of entries
+	values   map[string]float64 // for targets that are not ratios of a result's cells
+	notes    []string
+	unsynced bool // rounds begin without writing everything back
 
 	mu     sync.Mutex
 	up     []*peer
