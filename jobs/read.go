@@ -21,7 +21,7 @@ func (h *Handle) ReadAt(ctx context.Context, c Caller, p []byte, off int64) (int
 	r, s := f.e.recall, &h.impl.seq
 	s.begin(off, r.slack())
 	n, err := f.readAt(ctx, c, s, p, off)
-	if s.end(off, int64(n)) {
+	if s.end(off, int64(n)) && err == nil {
 		r.readAhead(c, f, s)
 	}
 	return n, err

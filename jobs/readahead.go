@@ -19,6 +19,7 @@ type sequence struct {
 	mu    sync.Mutex
 	pos   int64     // where the last read began; when it is over, where it ended
 	at    time.Time // of the last read; zero: there was none
+	busy  int       // reads under way: they may wait for hours
 	next  int64     // where the run of reads has come to
 	bytes int64     // what it has read
 	look  int64     // how far it has to come before read-ahead is thought of again
@@ -33,12 +34,15 @@ func (s *sequence) begin(off, slack int64) {
 		s.next, s.bytes, s.look, s.asked = off, 0, 0, 0
 	}
 	s.pos, s.at = off, time.Now()
+	s.busy++
 }
 
 // end notes that n bytes at off were read, and reports whether the run has come so far that read-ahead should be thought of.
 func (s *sequence) end(off, n int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.busy--
+	s.at = time.Now()
 	if s.pos == off {
 		s.pos = off + n
 	}
@@ -67,7 +71,7 @@ func (s *sequence) askedTo(end int64) {
 func (s *sequence) reading(now time.Time) (pos int64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.pos, !s.at.IsZero() && now.Sub(s.at) < streamIdle
+	return s.pos, s.busy > 0 || !s.at.IsZero() && now.Sub(s.at) < streamIdle
 }
 
 // slack is how far apart two reads of one run may be: what the kernel asks for at once and out of order.

@@ -310,11 +310,11 @@ func TestReadAheadThatFails(t *testing.T) {
 func TestReadersInAFileOfManyArchives(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, segmented(16<<20, func(o *Options) { o.GuardFiles = -1 }))
-		const n = 48
+		const n = 32
 		ino, data := r.coldFile("f", n<<20)
 		began := time.Now()
 		var wg sync.WaitGroup
-		for _, from := range []int{0, 20 << 20} {
+		for _, from := range []int{0, 12 << 20} {
 			wg.Go(func() {
 				h, err := r.e.Open(context.Background(), Caller{}, ino, OpenFlags{Read: true})
 				if err != nil {
@@ -352,6 +352,65 @@ func TestReadersInAFileOfManyArchives(t *testing.T) {
 		time.Sleep(30 * time.Hour)
 		if left := r.retrievals(); len(left) != 0 {
 			t.Errorf("records are left: %+v", left)
+		}
+	})
+}
+
+// TestSequence: what counts as reading on, and where a handle reads.
+func TestSequence(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const slack = 100
+		var s sequence
+		run := func(next, bytes int64) {
+			t.Helper()
+			if n, b, _ := s.run(0); n != next || b != bytes {
+				t.Errorf("come to %d with %d bytes, want %d with %d", n, b, next, bytes)
+			}
+		}
+		reading := func(want int64, ok bool) {
+			t.Helper()
+			if pos, got := s.reading(time.Now()); got != ok || ok && pos != want {
+				t.Errorf("reads at %d, %v, want %d, %v", pos, got, want, ok)
+			}
+		}
+		read := func(off, n int64) {
+			s.begin(off, slack)
+			s.end(off, n)
+		}
+		reading(0, false)
+		read(1000, 50)
+		run(1050, 50)
+		read(1050, 50)
+		read(1150, 50) // two that overtook each other
+		read(1100, 50)
+		run(1200, 150)
+		read(1100, 50) // and one that is repeated
+		run(1200, 150)
+		read(1250, 10) // a small gap
+		run(1260, 160)
+		s.askedTo(5000)
+		read(100, 10) // elsewhere
+		run(110, 10)
+		if _, _, asked := s.run(0); asked != 0 {
+			t.Errorf("asked up to %d in another run", asked)
+		}
+		reading(110, true)
+		time.Sleep(streamIdle)
+		reading(0, false)
+		s.begin(500, slack)
+		time.Sleep(5 * streamIdle) // it waits
+		reading(500, true)
+		s.end(500, 0)
+		reading(500, true)
+		run(500, 0)
+		s.begin(500, slack)
+		if !s.end(500, 0) {
+			t.Error("a reader that came this far is not thought of")
+		}
+		s.run(1000)
+		s.begin(500, slack)
+		if s.end(500, 10) {
+			t.Error("it is thought of again before the reader came farther")
 		}
 	})
 }
