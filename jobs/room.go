@@ -14,9 +14,13 @@ import (
 // room returns how much of a file the cache can hold at once, with pieces of others on their way.
 func (r *recaller) room() int64 {
 	u := r.e.store.Usage()
-	all := min(u.CacheLimit, u.CacheBytes+max(u.CacheFree-u.CacheMinFree, 0))
-	return max(all-int64(r.o.fetches)*r.o.piece, all/2)
+	return r.roomIn(min(u.CacheLimit, u.CacheBytes+max(u.CacheFree-u.CacheMinFree, 0)))
 }
+
+// mostRoom is room with nothing else on the disk: what is larger will never fit.
+func (r *recaller) mostRoom() int64 { return r.roomIn(r.e.store.Usage().CacheLimit) }
+
+func (r *recaller) roomIn(all int64) int64 { return max(all-int64(r.o.fetches)*r.o.piece, all/2) }
 
 // makeRoom reserves n bytes for a piece of a file. For a reader that waits it takes them, if
 // need be, from what only lies ready: ranges behind the readers of a file that

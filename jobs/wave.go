@@ -390,10 +390,15 @@ func (r *recaller) feed(ctx context.Context) bool {
 	if b.rec.Len > 0 {
 		need = max(min(b.rec.Len, k.Size-b.rec.Off), 1)
 	}
-	room := r.room()
-	if need > room { // whatever else is on its way
+	fits := func(room int64) bool {
+		if need <= room {
+			return true
+		}
 		b.fail(k.Ino, fmt.Sprintf("its %d bytes do not fit in the cache, which takes %d: recall a range, read it (it streams), or enlarge --cache-size", need, room))
 		b.next(k)
+		return false
+	}
+	if !fits(r.mostRoom()) { // whatever else is on its way
 		r.mu.Unlock()
 		return true
 	}
@@ -407,6 +412,10 @@ func (r *recaller) feed(ctx context.Context) bool {
 		w.budget, w.budgetAt = budget, now
 	}
 	w.budget -= need
+	if !fits(r.room()) { // a disk that others fill has room again when what is on its way has come, perhaps
+		r.mu.Unlock()
+		return true
+	}
 	rec := b.rec
 	r.mu.Unlock()
 
