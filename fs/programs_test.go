@@ -23,6 +23,8 @@ func program(name string, args []string) error {
 		return faultProgram(args)
 	case "lock":
 		return lockProgram(args)
+	case "compare":
+		return compareProgram(args)
 	case "mmap":
 		return mmapProgram(args)
 	case "urgent":
@@ -102,6 +104,28 @@ func faultProgram(args []string) error {
 	}
 	fmt.Println("opened")
 	fmt.Println("touched", b[0])
+	os.Exit(0)
+	return nil
+}
+
+// compareProgram maps args[0], privately and to read, and compares it with the file args[1].
+func compareProgram(args []string) error {
+	want, err := os.ReadFile(args[1])
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Open(args[0], unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	b, err := unix.Mmap(fd, 0, len(want), unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		return fmt.Errorf("mmap: %w", err)
+	}
+	if !bytes.Equal(b, want) {
+		return errors.New("another content")
+	}
+	fmt.Println("same")
 	os.Exit(0)
 	return nil
 }
