@@ -31,7 +31,7 @@ func (s *Store) evictNeedLocked() (vol *volume, need bool) {
 	}
 	reserved := s.resvTotal - s.resvWritten
 	if w := s.reservations.first(); w != nil {
-		if s.used[acctCache]+reserved+w.n > s.cacheLimit {
+		if s.used[acctCache]+reserved+w.n > s.fillable() {
 			return nil, true
 		}
 		if !s.cache.has(reserved + w.n) {

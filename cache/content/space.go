@@ -461,10 +461,16 @@ func (s *Store) pressLocked() {
 
 // ---- content ----
 
+// fillable is how much of the cache's limit may be promised. The rest, a block in 16 MiB, is for what the file
+// system adds by itself, such as the index of a file of many extents: it is seen only when the file is counted anew.
+func (s *Store) fillable() int64 {
+	return s.cacheLimit - min(s.cacheLimit/4096, 16<<20)/blockSize*blockSize
+}
+
 // contentFitsLocked says whether n more bytes may be promised to content on vol.
 func (s *Store) contentFitsLocked(n int64, vol *volume) bool {
 	reserved := s.resvTotal - s.resvWritten
-	if s.used[acctCache]+reserved+n > s.cacheLimit {
+	if s.used[acctCache]+reserved+n > s.fillable() {
 		return false
 	}
 	if vol == s.cache {
@@ -480,10 +486,10 @@ func (s *Store) ReserveContent(ctx context.Context, n int64) (release func(), er
 	if n <= 0 {
 		return func() {}, nil
 	}
-	if n > s.cacheLimit {
-		return nil, fmt.Errorf("%w: %d bytes are more than the cache may ever hold (%d)", ErrNoSpace, n, s.cacheLimit)
+	if n > s.fillable() {
+		return nil, fmt.Errorf("%w: %d bytes are more than the cache may ever hold (%d)", ErrNoSpace, n, s.fillable())
 	}
-	n = min((n+blockSize-1)/blockSize*blockSize, s.cacheLimit)
+	n = min((n+blockSize-1)/blockSize*blockSize, s.fillable())
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
