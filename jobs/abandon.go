@@ -114,7 +114,7 @@ func (e *Engine) cleanOne(ctx context.Context, intent string) error {
 			switch {
 			case err == nil:
 				made, abort = &a, false
-			case errors.Is(err, cas.ErrNotFound):
+			case errors.Is(err, errRestart):
 				u.Uncertain, abort = true, false
 			case errors.Is(err, cas.ErrInvalid), errors.Is(err, cas.ErrDigest):
 			default:

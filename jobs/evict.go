@@ -18,6 +18,7 @@ var (
 	errRecalling   = errors.New("it is being recalled")
 	errSpared      = errors.New("it is covered by its stubs and spared once")
 	errNotOurs     = errors.New("no version uses this local file")
+	errLastCopy    = errors.New("the vault's copy is damaged or gone: this is the only one")
 )
 
 // stubShare is the part of the cache that head and tail stubs may fill; beyond it eviction keeps none.
@@ -63,6 +64,15 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 	if local.Kind() != content.Content {
 		return 0, errNotArchived // its record is not on stable storage yet
 	}
+	if v.Size > 0 && f.wholeLocked() {
+		gone, _, err := r.e.vaultGone(f.inode.Vault)
+		if err != nil {
+			return 0, err
+		}
+		if gone || v.Damaged {
+			return 0, errLastCopy
+		}
+	}
 	before, err := local.Allocated()
 	if err != nil {
 		return 0, err
@@ -95,6 +105,7 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 	}
 	r.e.hit("evict.recorded")
 	changed = true
+	r.e.hit("evict.recorded")
 	f.local = nil
 	if err := local.Close(); err != nil { // nobody uses it: no read is under way, no handle relies on it
 		r.log.Warn("closing an evicted file", "ino", f.ino, "error", err)

@@ -112,6 +112,18 @@ func (e *Engine) live(ino uint64) *file {
 	return f
 }
 
+// liveFiles returns all live files, each with one more reference.
+func (e *Engine) liveFiles() []*file {
+	e.filesMu.Lock()
+	defer e.filesMu.Unlock()
+	live := make([]*file, 0, len(e.files))
+	for _, f := range e.files {
+		f.refs++
+		live = append(live, f)
+	}
+	return live
+}
+
 // put gives a reference back.
 func (f *file) put() {
 	e := f.e

@@ -31,6 +31,10 @@ func (e *Engine) sendMultipart(ctx context.Context, t *task, l *content.File, u 
 		}
 		last = err
 		e.log.Warn("an upload begins again", "path", e.path(u.Ino), "why", err)
+		// Perhaps it went with its vault, and then what else was sent there did, too.
+		if err := onlyGone(e.askVault(ctx, u.VaultName)); err != nil {
+			return catalog.Archive{}, err
+		}
 		_, err = e.changeUpload(u, func(tx *catalog.Tx, u *catalog.Upload) error {
 			// A Complete without an answer may have worked although the upload is unknown now.
 			u.Uncertain = u.Uncertain || u.State == catalog.Completing
@@ -107,6 +111,7 @@ func (e *Engine) initiate(ctx context.Context, u *catalog.Upload) error {
 	e.hit("multipart.initiated")
 	_, err = e.changeUpload(u, func(_ *catalog.Tx, u *catalog.Upload) error {
 		u.State, u.UploadID, u.PartSize, u.Started = catalog.Sending, id, size, time.Now().UnixNano()
+		u.Error, u.Permanent = "", false
 		return nil
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"github.com/casfs/casfs/cache/catalog"
@@ -28,7 +29,7 @@ type uploader struct {
 	small, large []*task // queued, oldest first
 	running      int
 	runningLarge int
-	streams      int
+	streams      *semaphore.Weighted // places of files that are being written
 	byIno        map[uint64][]string // intents of the catalog's Upload records
 	busy         map[string]struct{} // intents some task is sending
 	abandoned    map[string]abandoned
@@ -78,6 +79,7 @@ func newUploader(e *Engine) *uploader {
 	u := &uploader{
 		e:         e,
 		bufs:      newBuffers(e.opts.Parts, e.opts.PartSize),
+		streams:   semaphore.NewWeighted(int64(max(e.opts.Uploads/2, 1))),
 		tasks:     map[uint64]*task{},
 		byIno:     map[uint64][]string{},
 		busy:      map[string]struct{}{},
@@ -362,7 +364,7 @@ func (u *uploader) active(ino uint64) (state taskState, done int64, ok bool) {
 func permanentUpload(err error) bool {
 	for _, p := range []error{
 		cas.ErrAccessDenied, cas.ErrCredentials, cas.ErrClockSkew, cas.ErrNotFound, cas.ErrInvalid,
-		cas.ErrLimit, cas.ErrPolicy, cas.ErrTooLarge, cas.ErrEmpty, ErrDamaged,
+		cas.ErrLimit, cas.ErrPolicy, cas.ErrTooLarge, cas.ErrEmpty, errVaultGone, ErrDamaged,
 	} {
 		if errors.Is(err, p) {
 			return true
@@ -374,6 +376,10 @@ func permanentUpload(err error) bool {
 // fail records a permanent failure of ino's version: shown by status, told once
 // to the program that asks, and in the way of nothing else.
 func (e *Engine) fail(ino uint64, cause error) {
+	text := cause.Error()
+	if todo := whatToDo(cause); todo != "" {
+		text += "; " + todo
+	}
 	var v uint64
 	for _, intent := range e.up.intents(ino) {
 		_, err := e.catalog.Update(func(tx *catalog.Tx) error {
@@ -385,7 +391,7 @@ func (e *Engine) fail(ino uint64, cause error) {
 				return nil
 			}
 			v = u.V
-			u.Permanent, u.Error = true, cause.Error()
+			u.Permanent, u.Error = true, text
 			return tx.PutUpload(u)
 		})
 		if err != nil && !errors.Is(err, catalog.ErrNotExist) {
@@ -394,9 +400,9 @@ func (e *Engine) fail(ino uint64, cause error) {
 	}
 	e.problemsMu.Lock()
 	if old := e.failures[ino]; old == nil || old.v != v {
-		e.failures[ino] = &failure{v: v, err: cause.Error()}
+		e.failures[ino] = &failure{v: v, err: text}
 	} else {
-		old.err = cause.Error()
+		old.err = text
 	}
 	e.problemsMu.Unlock()
 	e.syncEvent(ino, cause)

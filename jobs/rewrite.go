@@ -133,6 +133,13 @@ func (f *file) busyLocked(off, n int64) bool {
 // staging fills up. No reader or writer of a dropped byte is under way, and none comes.
 func (e *Engine) dropStreamed(f *file, s *stream, v uint64) error {
 	f.mu.Lock()
+	vault := f.inode.Vault
+	f.mu.Unlock()
+	// Gone at the service: then this is the only copy.
+	if gone, _, err := e.vaultGone(vault); err != nil || gone {
+		return err
+	}
+	f.mu.Lock()
 	for f.awaitConvLocked() {
 	}
 	var drop []*segment

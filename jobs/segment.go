@@ -153,12 +153,20 @@ func (e *Engine) streamSegmentOn(ctx context.Context, f *file, s *stream, g *seg
 	}
 	forget := func(why error) error {
 		e.log.Warn("a stream begins a segment again", "path", e.path(f.ino), "why", why)
+		if errors.Is(why, errRestart) {
+			if err := onlyGone(e.askVault(ctx, u.VaultName)); err != nil {
+				return err
+			}
+		}
 		_, err := e.changeUpload(&u, func(_ *catalog.Tx, u *catalog.Upload) error {
 			u.Uncertain = u.Uncertain || u.State == catalog.Completing
 			u.State, u.UploadID, u.PartSize, u.TreeHash = catalog.Intended, "", 0, [32]byte{}
 			return nil
 		})
 		return take(err)
+	}
+	if err := e.vaultThere(ctx, u.Vault); err != nil {
+		return err
 	}
 	if u.State == catalog.Completing {
 		return e.streamComplete(ctx, f, s, g, u, forget)
@@ -175,7 +183,7 @@ func (e *Engine) streamSegmentOn(ctx context.Context, f *file, s *stream, g *seg
 	todo := g.todo(f.head)
 	f.mu.Unlock()
 	if err := e.streamParts(ctx, f, g, u, l, todo); errors.Is(err, cas.ErrNotFound) {
-		return forget(err)
+		return forget(restart(err))
 	} else if err != nil {
 		return err
 	}
@@ -194,6 +202,7 @@ func (e *Engine) streamSegmentOn(ctx context.Context, f *file, s *stream, g *seg
 	}
 	seq, err := e.changeUpload(&u, func(_ *catalog.Tx, u *catalog.Upload) error {
 		u.State, u.Size, u.TreeHash = catalog.Completing, n*u.PartSize, cas.CombineTreeHashes(nodes)
+		u.Error, u.Permanent = "", false
 		return nil
 	})
 	if err == nil {

@@ -126,15 +126,12 @@ func (e *Engine) Status(ctx context.Context) (Status, error) {
 	for _, p := range e.problems {
 		s.Problems = append(s.Problems, p)
 	}
-	failed := map[uint64]string{}
-	for ino, fl := range e.failures {
-		failed[ino] = fl.err
-	}
 	e.problemsMu.Unlock()
-	for ino, why := range failed {
-		s.Problems = append(s.Problems, fmt.Sprintf("%s cannot be uploaded: %s; its bytes are kept on this machine, and the upload is tried again every %s",
-			e.path(ino), why, retryPermanent))
+	refused, err := e.refusals()
+	if err != nil {
+		return s, err
 	}
+	s.Problems = append(s.Problems, refused...)
 	s.Problems = append(s.Problems, e.roomProblems(use)...)
 	sort.Strings(s.Problems)
 	return s, nil
@@ -190,6 +187,16 @@ func (u *uploader) fill(s *Status) {
 		}})
 	}
 	u.mu.Unlock()
+	for _, f := range u.e.liveFiles() {
+		f.mu.Lock()
+		if st := f.stream; st != nil && st.running {
+			list = append(list, line{f.ino, taskRunning, UploadStatus{
+				Size: f.inode.Size, Done: st.doneLocked(), Attempts: st.tries + 1, Error: st.err,
+			}})
+		}
+		f.mu.Unlock()
+		f.put()
+	}
 	sort.Slice(list, func(i, k int) bool {
 		if list[i].state != list[k].state {
 			return list[i].state < list[k].state

@@ -22,6 +22,9 @@ type stream struct {
 	running bool
 	cancel  context.CancelFunc
 	wake    chan struct{} // the head has moved, or staging fills up
+	retry   chan struct{} // what failed may be tried again at once
+	tries   int           // that failed in a row
+	err     string        // of the last one
 }
 
 // streamThreshold is the length from which an open file is streamed.
@@ -47,7 +50,7 @@ func (f *file) loadStreamLocked() error {
 	if f.stream != nil {
 		return nil
 	}
-	s := &stream{wake: make(chan struct{}, 1)}
+	s := &stream{wake: make(chan struct{}, 1), retry: make(chan struct{}, 1)}
 	ups, err := f.uploadsLocked()
 	if err != nil {
 		return err
@@ -114,6 +117,14 @@ func (s *stream) kick() {
 	}
 }
 
+// tryNow ends the pause after a failure.
+func (s *stream) tryNow() {
+	select {
+	case s.retry <- struct{}{}:
+	default:
+	}
+}
+
 // startStreamLocked begins to upload an open file, if it may and there is a place for it.
 // While a descriptor is out stores may come past the engine, so then it may not.
 func (f *file) startStreamLocked() {
@@ -124,24 +135,18 @@ func (f *file) startStreamLocked() {
 	}
 	u := e.up
 	u.mu.Lock()
-	if u.ctx == nil || u.ctx.Err() != nil || u.streams >= max(e.opts.Uploads/2, 1) {
+	if u.ctx == nil || u.ctx.Err() != nil || !u.streams.TryAcquire(1) {
 		u.mu.Unlock()
 		return
 	}
-	u.streams++
 	ctx, cancel := context.WithCancel(u.ctx)
 	u.wg.Add(1)
 	u.mu.Unlock()
-	give := func() {
-		cancel()
-		u.mu.Lock()
-		u.streams--
-		u.mu.Unlock()
-		u.wg.Done()
-	}
 	if err := f.loadStreamLocked(); err != nil {
 		e.log.Error("streaming", "path", e.path(f.ino), "err", err)
-		give()
+		cancel()
+		u.streams.Release(1)
+		u.wg.Done()
 		return
 	}
 	e.filesMu.Lock()
@@ -150,7 +155,8 @@ func (f *file) startStreamLocked() {
 	s, v := f.stream, f.ver.V
 	s.running, s.cancel = true, cancel
 	go func() {
-		defer give()
+		defer u.wg.Done()
+		defer cancel()
 		defer f.put()
 		e.runStream(ctx, f, s, v)
 		f.mu.Lock()
@@ -162,9 +168,15 @@ func (f *file) startStreamLocked() {
 // streamPause is how long a stream without anything to do keeps its place; the next write brings it back.
 const streamPause = time.Second
 
-// runStream works for an open file until there is nothing to do.
+// runStream works for an open file until there is nothing to do. It gives the place among the streams
+// back that the caller has taken, also while it waits after a failure.
 func (e *Engine) runStream(ctx context.Context, f *file, s *stream, v uint64) {
-	wait := retryFirst
+	placed := true
+	defer func() {
+		if placed {
+			e.up.streams.Release(1)
+		}
+	}()
 	idle := time.NewTimer(streamPause)
 	defer idle.Stop()
 	for {
@@ -173,13 +185,14 @@ func (e *Engine) runStream(ctx context.Context, f *file, s *stream, v uint64) {
 		case ctx.Err() != nil, errors.Is(err, errSuperseded):
 			return
 		case err != nil:
-			e.log.Error("sending a file that is being written; it is tried again", "path", e.path(f.ino), "err", err)
-			if sleep(ctx, wait) != nil {
+			e.up.streams.Release(1)
+			placed = false
+			if e.streamFailed(ctx, f, s, err) != nil || e.up.streams.Acquire(ctx, 1) != nil {
 				return
 			}
-			wait = min(2*wait, retryMost)
+			placed = true
 		case busy:
-			wait = retryFirst
+			e.streamWorks(f, s)
 		default:
 			idle.Reset(streamPause)
 			select {
@@ -190,6 +203,49 @@ func (e *Engine) runStream(ctx context.Context, f *file, s *stream, v uint64) {
 				return
 			}
 		}
+	}
+}
+
+// streamFailed notes a failure and waits until it is time to try again, or for the end of ctx.
+func (e *Engine) streamFailed(ctx context.Context, f *file, s *stream, err error) error {
+	f.mu.Lock()
+	vault := f.inode.Vault
+	f.mu.Unlock()
+	if _, name, verr := e.vaultGone(vault); verr == nil {
+		err = e.explainMissing(ctx, name, err)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	f.mu.Lock()
+	s.tries++
+	s.err = err.Error()
+	tries := s.tries
+	f.mu.Unlock()
+	wait := min(retryFirst<<min(tries-1, 16), retryMost)
+	permanent := permanentUpload(err)
+	e.log.Error("sending a file that is being written failed; it is tried again", "path", e.path(f.ino), "attempt", tries, "permanent", permanent, "err", err)
+	if permanent {
+		e.fail(f.ino, err)
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.retry:
+	case <-ctx.Done():
+	}
+	return ctx.Err()
+}
+
+// streamWorks forgets failures.
+func (e *Engine) streamWorks(f *file, s *stream) {
+	f.mu.Lock()
+	failed := s.tries > 0
+	s.tries, s.err = 0, ""
+	f.mu.Unlock()
+	if failed {
+		e.forgive(f.ino)
 	}
 }
 
@@ -223,6 +279,19 @@ func (e *Engine) streamOn(ctx context.Context, f *file, s *stream, v uint64) (bu
 	l := f.local
 	f.mu.Unlock()
 	return true, e.streamSegmentOn(ctx, f, s, g, l, pressed)
+}
+
+// doneLocked is how much the service has of a stream.
+func (s *stream) doneLocked() int64 {
+	var n int64
+	for _, g := range s.segs {
+		if g.up.State == catalog.Sent || g.up.State == catalog.Completing {
+			n += g.up.Size
+		} else {
+			n += int64(len(g.trees)) * g.up.PartSize
+		}
+	}
+	return n
 }
 
 // streamedLocked returns the uploads of the staged version that sealing keeps, in order of
@@ -261,13 +330,7 @@ func (f *file) streamedLocked() (kept, dropped []catalog.Upload, err error) {
 // streamPressure is told that staging fills up: open files that are long enough to be
 // worth it are streamed, and those that are streamed drop what is in the vault.
 func (e *Engine) streamPressure() {
-	e.filesMu.Lock()
-	var live []*file
-	for _, f := range e.files {
-		f.refs++
-		live = append(live, f)
-	}
-	e.filesMu.Unlock()
+	live := e.liveFiles()
 	sort.Slice(live, func(i, k int) bool { return live[i].ino < live[k].ino })
 	for _, f := range live {
 		f.mu.Lock()

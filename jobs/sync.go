@@ -98,15 +98,8 @@ func (e *Engine) Sync(ctx context.Context, inos []uint64, progress func(Progress
 
 // flushAll brings the catalog up to the sizes of the files being written.
 func (e *Engine) flushAll() error {
-	e.filesMu.Lock()
-	var live []*file
-	for _, f := range e.files {
-		f.refs++
-		live = append(live, f)
-	}
-	e.filesMu.Unlock()
 	var errs error
-	for _, f := range live {
+	for _, f := range e.liveFiles() {
 		f.mu.Lock()
 		if !f.gone && f.loadErr == nil {
 			if err := f.flushLocked(); err != nil {

@@ -44,13 +44,22 @@ func (e *Engine) upload(ctx context.Context, t *task) error {
 		return err
 	}
 	e.hit("sealed.durable")
+	if err := e.vaultThere(ctx, j.segs[0].Vault); err != nil {
+		return err
+	}
 	var archives []catalog.Archive
 	for i := range j.segs {
 		a, err := e.sendSegment(ctx, t, j, &j.segs[i])
 		if err != nil {
-			return err
+			return e.explainMissing(ctx, j.segs[i].VaultName, err)
 		}
 		archives = append(archives, a)
+	}
+	if len(j.segs) > 1 {
+		// They came one after the other, over hours perhaps: all of them into the same vault?
+		if err := onlyGone(e.askVault(ctx, j.segs[0].VaultName)); err != nil {
+			return err
+		}
 	}
 	return e.commit(ctx, j, archives)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -36,11 +37,12 @@ func (e *Engine) Probe(ctx context.Context) error {
 // service says of the others. With all, a vault missing from the list is
 // marked; its records stay.
 func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
-	var added, gone, back, dropped []string
+	var added, gone, dropped []string
+	var back, anew []catalog.Vault
 	now := time.Now()
 	// Reclaim, for a mount on a full disk needs it, to read and to delete.
 	_, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
-		added, gone, back, dropped = nil, nil, nil, nil
+		added, gone, dropped, back, anew = nil, nil, nil, nil, nil
 		seen := map[string]bool{}
 		for _, info := range list {
 			seen[info.Name] = true
@@ -59,14 +61,17 @@ func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
 				return err
 			}
 			was := v
-			if v.Gone {
-				back = append(back, v.Name)
-			}
 			v.Gone = false
 			v.QCS = info.QCS
 			v.Created = unixNano(info.CreationDate)
 			v.LastInventory = unixNano(info.LastInventoryDate)
 			v.Archives, v.Bytes = info.NumberOfArchives, info.Size
+			switch {
+			case was.QCS != "" && was.Created != 0 && v.Created-was.Created >= int64(time.Second):
+				anew = append(anew, v)
+			case was.Gone:
+				back = append(back, v)
+			}
 			if v != was {
 				if err := tx.PutVault(v); err != nil {
 					return err
@@ -107,10 +112,10 @@ func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
 		return err
 	}
 	for _, name := range gone {
-		e.problem("vault/"+name, fmt.Sprintf("the service no longer lists the vault %s; what is known of it is kept", name))
+		e.problem("vault/"+name, goneProblem(name))
 	}
-	for _, name := range back {
-		e.solved("vault/" + name)
+	for _, v := range slices.Concat(back, anew) {
+		e.solved("vault/" + v.Name)
 	}
 	for _, name := range dropped {
 		e.log.Info("deleted a vault", "vault", name)
@@ -119,6 +124,12 @@ func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
 	for _, name := range added {
 		e.log.Info("found a vault", "vault", name)
 		e.opts.Observer.EntryChanged(catalog.RootIno, name)
+	}
+	for _, v := range back {
+		e.vaultReturned(v.Ino, v.Name, false)
+	}
+	for _, v := range anew {
+		e.vaultReturned(v.Ino, v.Name, true)
 	}
 	return nil
 }

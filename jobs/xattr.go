@@ -184,7 +184,7 @@ func (e *Engine) order(ctx context.Context, c Caller, ino uint64, what, value st
 		}
 		defer f.put()
 		err = e.recall.evict(f, false, false)
-		for _, why := range []error{errNotArchived, errInUseNow, errPinned, errRecalling} {
+		for _, why := range []error{errNotArchived, errInUseNow, errPinned, errRecalling, errLastCopy} {
 			if errors.Is(err, why) {
 				return fmt.Errorf("%w: %w", ErrBusy, err)
 			}

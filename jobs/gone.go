@@ -1,0 +1,225 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cas"
+)
+
+// errVaultGone is a permanent refusal: somebody has deleted the vault at the service.
+var errVaultGone = errors.New("the service does not have the vault any more")
+
+func goneProblem(vault string) string {
+	return fmt.Sprintf("the service does not have the vault %s any more; what is known of it is kept", vault)
+}
+
+// vaultThere fails with errVaultGone when an upload's vault was found gone and still is.
+func (e *Engine) vaultThere(ctx context.Context, vault uint64) error {
+	gone, name, err := e.vaultGone(vault)
+	if err != nil || !gone {
+		return err
+	}
+	return onlyGone(e.askVault(ctx, name))
+}
+
+// onlyGone passes errVaultGone on. That the vault could not be asked about is in nobody's way.
+func onlyGone(err error) error {
+	if errors.Is(err, errVaultGone) {
+		return err
+	}
+	return nil
+}
+
+// vaultGone reports what is on record.
+func (e *Engine) vaultGone(vault uint64) (gone bool, name string, err error) {
+	err = e.catalog.View(func(tx *catalog.Tx) error {
+		v, err := tx.Vault(vault)
+		gone, name = v.Gone, v.Name
+		return err
+	})
+	return gone, name, err
+}
+
+// explainMissing asks about the vault when the service did not find what an upload needs.
+func (e *Engine) explainMissing(ctx context.Context, vault string, err error) error {
+	if !errors.Is(err, cas.ErrNotFound) || errors.Is(err, errVaultGone) {
+		return err
+	}
+	switch verr := e.askVault(ctx, vault); {
+	case verr == nil:
+		return fmt.Errorf("%v, but the vault is there: %w", err, errRestart)
+	case errors.Is(verr, errVaultGone):
+		return verr
+	}
+	return err
+}
+
+// askVault asks the service whether there is a vault, and notes the answer. Errors: errVaultGone, cas's.
+func (e *Engine) askVault(ctx context.Context, name string) error {
+	info, err := e.client.DescribeVault(ctx, name)
+	if err == nil {
+		return e.mergeVaults([]cas.VaultInfo{info}, false)
+	}
+	if !errors.Is(err, cas.ErrNotFound) {
+		return err
+	}
+	var vault uint64
+	_, cerr := e.catalog.Reclaim(func(tx *catalog.Tx) error {
+		v, err := tx.VaultByName(name)
+		if err != nil {
+			return err
+		}
+		vault = v.Ino
+		if v.Gone {
+			return nil
+		}
+		v.Gone = true
+		return tx.PutVault(v)
+	})
+	if cerr != nil {
+		return errors.Join(err, cerr)
+	}
+	e.problem("vault/"+name, goneProblem(name))
+	// Its archives went with it: what of them is still here must not leave the disk.
+	e.sendAgain(vault, name)
+	return fmt.Errorf("%w; make it again (casfs vault create %s), or move the files to another: %w", errVaultGone, name, err)
+}
+
+// vaultReturned is told that the service has a vault again. anew: it is another one under the same name, and empty.
+func (e *Engine) vaultReturned(vault uint64, name string, anew bool) {
+	if anew {
+		e.log.Warn("a vault was deleted at the service and made again; the archives it had are gone", "vault", name)
+		e.sendAgain(vault, name)
+	}
+	e.up.hurry(vault)
+	for _, f := range e.liveFiles() {
+		f.mu.Lock()
+		if f.stream != nil && f.inode.Vault == vault {
+			f.stream.tryNow()
+		}
+		f.mu.Unlock()
+		f.put()
+	}
+}
+
+// hurry tries the failed uploads to a vault at once.
+func (u *uploader) hurry(vault uint64) {
+	u.mu.Lock()
+	var waiting []uint64
+	for ino, t := range u.tasks {
+		if t.state == taskWaiting {
+			waiting = append(waiting, ino)
+		}
+	}
+	u.mu.Unlock()
+	now := time.Now()
+	err := u.e.catalog.View(func(tx *catalog.Tx) error {
+		for _, ino := range waiting {
+			i, err := tx.Inode(ino)
+			if err == nil && i.Vault == vault {
+				u.e.settle.retry(ino, now)
+			} else if err != nil && !errors.Is(err, catalog.ErrNotExist) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		u.e.log.Error("looking for uploads to a vault that is back", "err", err)
+	}
+}
+
+// sendAgain gives up the archives of segments whose files are not archived yet, for their vault is
+// gone: what is still in staging is uploaded anew, and what is not is reported.
+func (e *Engine) sendAgain(vault uint64, name string) {
+	if e.opts.ReadOnly {
+		return
+	}
+	sent := map[uint64]bool{}
+	err := e.catalog.View(func(tx *catalog.Tx) error {
+		for u, err := range tx.Uploads() {
+			if err != nil {
+				return err
+			}
+			if u.Vault == vault && u.State == catalog.Sent {
+				sent[u.Ino] = true
+			}
+		}
+		return nil
+	})
+	for ino := range sent {
+		f, aerr := e.acquire(ino)
+		if aerr != nil {
+			if !errors.Is(aerr, catalog.ErrNotExist) {
+				err = errors.Join(err, aerr)
+			}
+			continue
+		}
+		f.mu.Lock()
+		lost, serr := f.sendAgainLocked()
+		f.mu.Unlock()
+		if lost > 0 {
+			e.problem(lostWithVault(ino), fmt.Sprintf("%s: %d bytes of it were in the vault %s only, which was deleted at the service; the rest of it is here", e.path(ino), lost, name))
+		}
+		err = errors.Join(err, serr)
+		f.put()
+	}
+	if err != nil {
+		e.log.Error("taking back what was sent to a vault that is gone", "vault", name, "err", err)
+	}
+}
+
+// lostWithVault is the subject of the problem that a vault took bytes along.
+func lostWithVault(ino uint64) string { return fmt.Sprintf("vault.lost/%d", ino) }
+
+// sendAgainLocked takes the segments back that are in the vault and in staging, and returns how many bytes are in the vault only.
+func (f *file) sendAgainLocked() (lost int64, err error) {
+	for f.awaitConvLocked() {
+	}
+	if f.gone || !f.stagingLocked() || f.local == nil {
+		return 0, nil
+	}
+	ups, err := f.uploadsLocked()
+	if err != nil {
+		return 0, err
+	}
+	for _, u := range ups {
+		switch {
+		case u.State != catalog.Sent:
+		case f.droppedLocked(u.Off, u.Size):
+			lost += u.Size
+		case f.ver.State == catalog.Uploading:
+			// A new version: whoever sends the old one must not commit it.
+			if err := f.supersedeLocked(u.Off, u.Size); err != nil {
+				return lost, err
+			}
+			if f.writers == 0 && !f.orphan {
+				f.e.settle.start(f.ino, time.Now())
+			}
+		default:
+			if err := f.loadStreamLocked(); err != nil {
+				return lost, err
+			}
+			if _, err := f.spoilLocked(u.Off, u.Size); err != nil {
+				return lost, err
+			}
+		}
+	}
+	return lost, nil
+}
+
+// droppedLocked reports whether bytes of a staged version were dropped from its staging file, or are about to be.
+func (f *file) droppedLocked(off, n int64) bool {
+	if f.stream != nil {
+		for _, g := range f.stream.segs {
+			if g.dropped && overlap(g.up.Off, g.up.Size, off, n) {
+				return true
+			}
+		}
+	}
+	return !f.local.Verified(off, n)
+}
