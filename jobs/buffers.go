@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -12,11 +13,13 @@ import (
 )
 
 // buffers hands out the part buffers that bound the memory of uploads. Big
-// files may hold at most half of them while small ones wait, so one huge file does not
-// starve ten thousand small ones.
+// files may hold at most half of them while there are small ones, so one huge file does not
+// starve ten thousand small ones. (While small ones wait for a buffer would not do: between two of
+// them each buffer would go to a big one, for as long as a part takes.)
 type buffers struct {
 	size  int64 // of each
 	total int
+	small atomic.Int64 // small files that want buffers, now or soon
 
 	mu    sync.Mutex
 	free  [][]byte
@@ -108,9 +111,18 @@ func (b *buffers) drop() {
 	}
 }
 
+// count notes that there is one small file more or less.
+func (b *buffers) count(n int64) {
+	if b.small.Add(n) == 0 {
+		b.mu.Lock()
+		b.grantLocked()
+		b.mu.Unlock()
+	}
+}
+
 // grantLocked serves waiters in order, but lets small ones pass big ones that are at their half.
 func (b *buffers) grantLocked() {
-	small := false
+	small := b.small.Load() > 0
 	for _, w := range b.waits {
 		small = small || !w.big
 	}

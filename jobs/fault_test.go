@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -410,36 +409,6 @@ func TestTrashDeadline(t *testing.T) {
 		}
 		r.wantArchives(0)
 	})
-}
-
-// One huge file does not keep small ones waiting, and memory is what Parts says.
-func TestFairness(t *testing.T) {
-	r := newRig(t, func(o *Options) {
-		o.Settle = time.Hour
-		o.Parts, o.Uploads = 4, 4
-		o.SegmentSize = 1 << 30
-	})
-	r.srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Delay, Delay: 300 * time.Millisecond})
-	huge := r.write("huge", pattern(64<<20, 1))
-	var small []uint64
-	for i := range 50 {
-		small = append(small, r.write(fmt.Sprintf("s%d", i), pattern(300<<10, uint64(i))))
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() { r.must(r.e.Sync(context.Background(), []uint64{huge}, nil)) })
-	eventually(t, func() bool { return r.srv.Count(cas.OpUploadPart) > 0 })
-	r.must(r.e.Sync(context.Background(), small, nil))
-	if s := r.stat(huge).State; s != "uploading" {
-		t.Errorf("the huge file is %s when the small ones are done", s)
-	}
-	r.e.up.bufs.mu.Lock()
-	n := r.e.up.bufs.used
-	r.e.up.bufs.mu.Unlock()
-	if n > 4 {
-		t.Errorf("%d buffers", n)
-	}
-	wg.Wait()
-	r.wantArchives(51)
 }
 
 func TestProgress(t *testing.T) {

@@ -54,6 +54,7 @@ type task struct {
 
 	// Guarded by uploader.mu.
 	state     taskState
+	counted   bool // by the buffers, as a small one
 	again     bool // asked for once more while running
 	cancel    context.CancelCauseFunc
 	attempts  int
@@ -149,12 +150,24 @@ func (u *uploader) enqueue(ino uint64) {
 		u.tasks[ino] = t
 	}
 	t.state, t.size, t.large = taskQueued, size, size > u.e.opts.SingleBelow
+	u.countLocked(t, !t.large && size > tiny)
 	if t.large {
 		u.large = append(u.large, t)
 	} else {
 		u.small = append(u.small, t)
 	}
 	u.pumpLocked()
+}
+
+// countLocked tells the buffers whether t is a small file that is going to need some.
+func (u *uploader) countLocked(t *task, small bool) {
+	switch {
+	case small && !t.counted:
+		u.bufs.count(1)
+	case !small && t.counted:
+		u.bufs.count(-1)
+	}
+	t.counted = small
 }
 
 // pumpLocked starts what may run.
@@ -219,6 +232,7 @@ func (u *uploader) finish(t *task, err error) {
 	if t.large {
 		u.runningLarge--
 	}
+	u.countLocked(t, false)
 	again := t.again
 	stopped := u.ctx == nil || u.ctx.Err() != nil
 	permanent := false
@@ -275,6 +289,7 @@ func (u *uploader) cancel(ino uint64) {
 			t.cancel(errSuperseded)
 		default:
 			t.state = taskWaiting // the queues skip it
+			u.countLocked(t, false)
 			delete(u.tasks, ino)
 		}
 	}
