@@ -170,10 +170,9 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 	if len(archives) == 1 {
 		v.TreeHash = archives[0].TreeHash
 	}
-	punched := !v.Complete // streamed: parts of it were dropped as their archives were recorded
-	if punched {
-		v.Local = 0
-	}
+	// Streamed: parts of it were dropped as their archives were recorded. The record names the rest until it
+	// is gone, or after a crash nobody would know whose it is.
+	punched := !v.Complete
 	seq, err := e.recordArchived(f, v, archives, j.segs, nil)
 	if err != nil {
 		f.mu.Unlock()
@@ -184,7 +183,7 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 	}
 	f.ver, f.seq = v, seq
 	if punched {
-		// At once: the version has no local file any more, and nothing may be built on this one.
+		// At once: nothing may be built on this one any more.
 		f.replaceLocalLocked(nil)
 	}
 	f.mu.Unlock()
@@ -197,7 +196,7 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 	}
 	e.hit("committed.durable")
 	if punched {
-		err = e.store.Remove(j.local.ID())
+		err = e.dropRest(f, v)
 	} else {
 		f.mu.Lock()
 		if f.ver.V == v.V && f.ver.State == catalog.Archived {
@@ -214,6 +213,31 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 	e.opts.Observer.AttrChanged(f.ino)
 	e.syncEvent(f.ino, nil)
 	return nil
+}
+
+// dropRest removes the staging file of an archived version that was streamed, and then its name from the record.
+func (e *Engine) dropRest(f *file, v catalog.Version) error {
+	if err := e.store.Remove(v.Local); err != nil && !errors.Is(err, content.ErrNotExist) {
+		return err
+	}
+	e.hit("stream.removed")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
+		now, err := tx.Version(v.Ino, v.V)
+		if err != nil || now.Local != v.Local {
+			return err // recalled, or changed, meanwhile
+		}
+		now.Local = 0
+		return tx.PutVersion(now)
+	})
+	if errors.Is(err, catalog.ErrNotExist) {
+		return nil
+	}
+	if err == nil && f.ver.V == v.V && f.ver.Local == v.Local {
+		f.ver.Local = 0
+	}
+	return err
 }
 
 // discardArchives puts archives no version will use into the trash.

@@ -74,6 +74,8 @@
 //	stream.recorded       the segment is kept by the seal
 //	stream.droppable      the same
 //	stream.dropped        the same; its bytes are in the vault only
+//	stream.removed        a record of a local file that is gone: the file is cold
+//	untouched.recorded    the version is the archived one again, the file still in staging: promoted
 //	recall.requested      a recall of a tree or list goes on without the command
 //	recall.recorded       a retrieval nothing was asked for: asked for when the list of jobs holds none of it
 //	recall.asked          a job nobody knows: found in the list by its description
@@ -84,4 +86,7 @@
 //	recall.finished       nothing is left to do
 //	evict.recorded        a local copy without a record: removed
 //	evict.removed         nothing is left to do
+//	inventory.recorded    an inventory that is wanted: its job is looked for, then asked for
+//	inventory.asked       the same; the list of jobs shows it
+//	inventory.merged      the page is merged again, which changes nothing
 package jobs

@@ -105,7 +105,6 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 	}
 	r.e.hit("evict.recorded")
 	changed = true
-	r.e.hit("evict.recorded")
 	f.local = nil
 	if err := local.Close(); err != nil { // nobody uses it: no read is under way, no handle relies on it
 		r.log.Warn("closing an evicted file", "ino", f.ino, "error", err)

@@ -425,6 +425,7 @@ func (f *file) untouchedLocked() error {
 		return err
 	}
 	f.ver, f.seq, f.inode.Version = x.old, seq, x.old.V
+	f.e.hit("untouched.recorded")
 	if err := f.barrierLocked(); err != nil {
 		return err
 	}

@@ -332,6 +332,7 @@ func (r *recaller) runInventory(ctx context.Context, inv *inventory) error {
 	if err := r.e.catalog.Barrier(ctx, 0); err != nil {
 		return err
 	}
+	r.e.hit("inventory.recorded")
 	for tries := 0; ; {
 		next, err := r.inventoryPage(ctx, inv, &rec)
 		switch {
@@ -423,6 +424,7 @@ func (r *recaller) inventoryPage(ctx context.Context, inv *inventory, rec *inven
 	if at := date.UnixNano(); rec.Date == 0 || at < rec.Date {
 		rec.Date = at
 	}
+	r.e.hit("inventory.merged")
 	rec.Page++
 	return j.InventoryMarker, r.recordPage(inv, *rec, "", &j.InventoryMarker)
 }
@@ -455,6 +457,7 @@ func (r *recaller) inventoryJob(ctx context.Context, inv *inventory, rec invento
 			Type: cas.InventoryRetrieval, Description: description, Format: "JSON", Marker: v.InventoryMarker, Limit: r.inventoryLimit,
 		})
 		if err == nil {
+			r.e.hit("inventory.asked")
 			r.log.Info("inventory asked for", "vault", inv.name, "job", id, "page", rec.Page)
 			return cas.Job{ID: id}, r.recordPage(inv, rec, id, nil)
 		}

@@ -40,7 +40,7 @@ func (e *Engine) recoverVersions() (map[uint64]struct{}, error) {
 	}
 	known := map[uint64]struct{}{}
 	var cold, staged []catalog.Version
-	var move []uint64
+	var move, rest []uint64
 	now := time.Now()
 	err := e.catalog.View(func(tx *catalog.Tx) error {
 		for v, err := range tx.LocalVersions() {
@@ -55,6 +55,10 @@ func (e *Engine) recoverVersions() (map[uint64]struct{}, error) {
 					cold = append(cold, v)
 				case x.Kind == content.Staging && v.Complete:
 					move = append(move, v.Local)
+				case x.Kind == content.Staging:
+					// What streaming has left of it; all of it is in the vault.
+					rest = append(rest, v.Local)
+					cold = append(cold, v)
 				}
 				continue
 			}
@@ -80,6 +84,11 @@ func (e *Engine) recoverVersions() (map[uint64]struct{}, error) {
 			e.problem(fmt.Sprintf("local/%d", id), fmt.Sprintf("local file %d is not where it belongs: %v", id, err))
 		}
 	}
+	for _, id := range rest {
+		if err := e.store.Remove(id); err != nil {
+			return nil, fmt.Errorf("removing what is left of a streamed file: %w", err)
+		}
+	}
 	for batch := range batches(cold, recoverBatch) {
 		_, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 			for _, v := range batch {
@@ -94,8 +103,8 @@ func (e *Engine) recoverVersions() (map[uint64]struct{}, error) {
 			return nil, err
 		}
 	}
-	if len(cold) > 0 {
-		e.log.Warn("local copies of archived files are missing; the files are cold now", "files", len(cold))
+	if n := len(cold) - len(rest); n > 0 {
+		e.log.Warn("local copies of archived files are missing; the files are cold now", "files", n)
 	}
 	for batch := range batches(staged, recoverBatch) {
 		if err := e.recoverStaged(batch, entries, now); err != nil {
@@ -159,7 +168,7 @@ func (e *Engine) recoverStaged(batch []catalog.Version, entries map[uint64]conte
 	}
 	for _, v := range lost {
 		text := fmt.Sprintf("%s: the staging file %d of its %d bytes is missing; they were not in the vault yet", e.path(v.Ino), v.Local, v.Size)
-		e.problem(fmt.Sprintf("staging/%d", v.Ino), text)
+		e.problem(lostStaging(v.Ino), text)
 		if v.Error == "" {
 			v.Error = "the staging file is missing"
 			changes = append(changes, change{v: v, size: -1})
@@ -190,6 +199,9 @@ func (e *Engine) recoverStaged(batch []catalog.Version, entries map[uint64]conte
 	})
 	return err
 }
+
+// lostStaging is the subject of the problem that a staging file is missing.
+func lostStaging(ino uint64) string { return fmt.Sprintf("staging/%d", ino) }
 
 // recoverStrays deals with local files the catalog does not know: content is a
 // copy and goes; staging files with bytes are kept for people to look at.
