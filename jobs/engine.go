@@ -239,6 +239,9 @@ func Open(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the catalog in %s: %w", o.StateDir, err)
 	}
+	for i, text := range e.catalog.Damage() {
+		e.problem(fmt.Sprintf("catalog/%d", i), text+". Nothing of the tree is lost; look after the disk of "+o.StateDir)
+	}
 	stateFree := int64(catalogFree)
 	if o.MinFree < 0 {
 		stateFree = 0

@@ -282,6 +282,8 @@ func (b *reclaimer) reclaim(ctx context.Context) (int, error) {
 	e.hit("reclaim.recorded")
 	for ino := range gone {
 		e.forgive(ino)
+		e.solved(lostStaging(ino))
+		e.solved(lostWithVault(ino))
 		e.syncEvent(ino, nil)
 	}
 	e.up.kickAbandoned()

@@ -322,6 +322,7 @@ func (f *file) retired(old catalog.Version) {
 	}
 	f.e.recall.forget(f.ino, old.V)
 	if old.State != catalog.Archived {
+		f.e.solved(lostStaging(f.ino))
 		f.e.up.cancel(f.ino)
 		f.e.forgive(f.ino)
 	}

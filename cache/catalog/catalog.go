@@ -32,6 +32,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -90,7 +91,10 @@ type Catalog struct {
 	guard   *guard
 	id      string
 	rebuilt string
-	sums    map[string]fileSum // of the index's files when it was opened
+	damage  []string // found at Open and mended
+	// formatSpoilt is that the format file has to be written again.
+	formatSpoilt bool
+	sums         map[string]fileSum // of the index's files when it was opened
 
 	views views
 
@@ -212,5 +216,9 @@ func (c *Catalog) ID() string { return c.id }
 
 // Rebuilt reports why badger (or, from badger, the journal) had to be rebuilt at Open, "" if nothing had.
 func (c *Catalog) Rebuilt() string { return c.rebuilt }
+
+// Damage tells, in plain words, what Open found damaged and mended, or what is kept of such damage; nothing of the
+// catalog is lost by it. That the index is built anew after a crash is no damage.
+func (c *Catalog) Damage() []string { return append(slices.Clone(c.damage), c.j.Damage()...) }
 
 func (c *Catalog) path(name string) string { return filepath.Join(c.o.Dir, name) }

@@ -156,6 +156,25 @@ const (
 	refused
 )
 
+type damageCase struct {
+	name   string
+	killed bool
+	do     func(t *testing.T, dir string)
+	want   int
+	says   string // part of the reason or error
+}
+
+// told reports whether people are to be told: not after a mere crash, of an index that was deleted, or
+// of what nobody has read.
+func (k *damageCase) told() bool {
+	switch k.name {
+	case "clean: format flipped", "clean: segment covered by snapshot flipped",
+		"killed: newest snapshot flipped", "killed: newest snapshot cut":
+		return true
+	}
+	return k.want == replaced || k.want == rebuilt && !k.killed && !strings.HasPrefix(k.says, "index is missing") && !strings.Contains(k.name, "index deleted")
+}
+
 // TestDamage does to real files what disks, crashes and people do. Every case
 // ends with all files there or with ErrDamaged and everything left as it was; never with a part of the tree.
 func TestDamage(t *testing.T) {
@@ -219,14 +238,7 @@ func TestDamage(t *testing.T) {
 			}
 		}
 	}
-	type kase struct {
-		name   string
-		killed bool
-		do     func(t *testing.T, dir string)
-		want   int
-		says   string // part of the reason or error
-	}
-	cases := []kase{
+	cases := []damageCase{
 		{"clean: nothing", false, all(), intact, ""},
 		{"clean: table flipped", false, index("*.sst", 0, flip(.3)), rebuilt, ".sst was changed"},
 		{"clean: table's index flipped", false, index("*.sst", 0, flip(.97)), rebuilt, ".sst was changed"},
@@ -322,6 +334,9 @@ func TestDamage(t *testing.T) {
 			if got := c.Rebuilt(); got == "" != (k.want == intact) || !strings.Contains(got, k.says) {
 				t.Errorf("Rebuilt() = %q, want %q", got, k.says)
 			}
+			if got := c.Damage(); len(got) > 0 != k.told() {
+				t.Errorf("Damage() = %q", got)
+			}
 			if k.want == replaced {
 				was := maps.Clone(before)
 				maps.DeleteFunc(was, func(name string, _ [32]byte) bool { return !strings.HasPrefix(name, "/journal/") })
@@ -346,6 +361,9 @@ func TestDamage(t *testing.T) {
 			c = mustOpen(t, o)
 			if c.Rebuilt() != "" {
 				t.Errorf("rebuilt again: %s", c.Rebuilt())
+			}
+			if got := c.Damage(); len(got) > 0 != (k.want == replaced || strings.Contains(k.name, "segment covered")) {
+				t.Errorf("the next time: Damage() = %q", got)
 			}
 			if got := countFiles(t, c, "w"); got != 20 {
 				t.Errorf("%d files, want 20", got)

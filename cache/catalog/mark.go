@@ -110,6 +110,8 @@ func (c *Catalog) readFormat() (bool, error) {
 	f := strings.Fields(string(b))
 	if len(f) != 3 || f[0] != "casfs-catalog" {
 		c.log.Error("catalog format file is unreadable; it will be written again", "content", string(b))
+		c.formatSpoilt = true
+		c.damage = append(c.damage, fmt.Sprintf("%s was unreadable and has been written again", c.path("format")))
 		return true, nil
 	}
 	if v, err := strconv.Atoi(f[1]); err != nil || v > formatVersion {

@@ -103,6 +103,7 @@ func (c *Catalog) open() error {
 	existed := complete
 	if err != nil {
 		c.log.Error("catalog's mark is unreadable; the index will be rebuilt", "err", err)
+		c.damage = append(c.damage, fmt.Sprintf("%s was unreadable (%v) and has been written again", c.path("mark"), err))
 		existed = true
 	}
 	exists, err := journal.Exists(c.path("journal"))
@@ -123,6 +124,9 @@ func (c *Catalog) open() error {
 	}
 	c.guard = newGuard(c.o, c.log)
 	if err := c.guard.start(); err != nil {
+		return err
+	}
+	if err := c.noteKept(); err != nil {
 		return err
 	}
 	c.j, err = journal.Open(jo)
@@ -212,6 +216,9 @@ func (c *Catalog) openExisting(m *mark, last uint64) error {
 		return err
 	}
 	c.rebuilt = reason
+	if reason != noIndex && (m == nil || m.Clean) {
+		c.damage = append(c.damage, fmt.Sprintf("the catalog's index was not to be trusted (%s); it has been made anew from the journal", reason))
+	}
 	start := time.Now()
 	if err := c.rebuild(reason); err != nil {
 		return err
@@ -223,11 +230,24 @@ func (c *Catalog) openExisting(m *mark, last uint64) error {
 	return nil
 }
 
+// noIndex is an index that was deleted, which anybody may do.
+const noIndex = "index is missing"
+
+// noteKept tells of damaged journals that were replaced and are kept.
+func (c *Catalog) noteKept() error {
+	kept, err := filepath.Glob(c.path("journal.damaged.*"))
+	for _, dir := range kept {
+		c.damage = append(c.damage, fmt.Sprintf("the catalog's journal was once found damaged and made anew from the index, which was intact; "+
+			"the damaged one is kept in %s: delete it when nobody wants to know what happened to it", dir))
+	}
+	return err
+}
+
 // tryIndex opens the index, or says why it must be rebuilt.
 func (c *Catalog) tryIndex(m *mark, last uint64) (reason string, err error) {
 	dir := c.path("index")
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return "index is missing", nil
+		return noIndex, nil
 	}
 	if m == nil {
 		return "it is not known how the catalog was closed", nil
@@ -289,7 +309,7 @@ func (c *Catalog) readNextID(clean bool) (uint64, error) {
 // finish creates the root directory or makes sure that it is there.
 func (c *Catalog) finish(complete bool) error {
 	err := c.View(func(tx *Tx) error { _, err := tx.Inode(RootIno); return err })
-	if err == nil && complete {
+	if err == nil && complete && !c.formatSpoilt {
 		return nil
 	}
 	if errors.Is(err, ErrNotExist) {

@@ -215,6 +215,7 @@ func (c *Catalog) replaceJournal(m *mark, damage error) (*mark, error) {
 		return m, err
 	}
 	c.rebuilt = fmt.Sprintf("%v; a new journal was made from the index, which is intact; the damaged one is kept in %s", damage, kept)
+	c.damage = append(c.damage, fmt.Sprintf("the catalog's journal is damaged (%v); a new one was made from the index, which is intact. The damaged one is kept in %s", damage, kept))
 	c.log.Error("catalog's journal is damaged; a new one was made from the index, which is intact", "err", damage, "kept", kept)
 	c.id = m.ID
 	if err := c.writeCleanMark(m.Seq); err != nil {

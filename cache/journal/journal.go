@@ -122,6 +122,7 @@ type Journal struct {
 	queued    *round // the one after it, for those whom the running one does not serve
 	failed    error
 	closed    bool
+	damage    []string // found and worked around
 }
 
 // Open opens or creates the journal in o.Dir, checks every segment's
@@ -220,6 +221,7 @@ func (j *Journal) scan() error {
 		}
 		if err != nil {
 			j.log.Error("journal snapshot is unusable", "file", snapName(seq), "err", err)
+			j.note("the snapshot %s of the journal is unusable (%v)", snapName(seq), err)
 			continue
 		}
 		j.id, haveID = h.id, true
@@ -235,6 +237,7 @@ func (j *Journal) scan() error {
 		if errors.Is(err, ErrDamaged) && !newest && segs[i+1]-1 <= snap {
 			// Only the older snapshot needs it. Replay fails on it if it comes to that.
 			j.log.Error("a journal segment is damaged, but a newer snapshot covers it", "err", err, "snapshot", snap)
+			j.note("%v; a newer snapshot covers it", err)
 			s, err = &segment{first: first, last: segs[i+1] - 1}, nil
 		}
 		if err != nil {
@@ -253,6 +256,7 @@ func (j *Journal) scan() error {
 			}
 			// The newest snapshot stands for what is missing; only the older one is useless now.
 			j.log.Error("journal records are missing, but a newer snapshot covers them", "from", p.last+1, "to", s.first-1, "snapshot", snap)
+			j.note("the journal's records %d to %d are missing; a newer snapshot covers them", p.last+1, s.first-1)
 		}
 		j.segs = append(j.segs, s)
 		j.last = s.last
@@ -261,6 +265,7 @@ func (j *Journal) scan() error {
 		// WriteSnapshot syncs the records it covers first, so this is a lost
 		// segment; the owner, who knows how far it had come, decides whether more is lost.
 		j.log.Error("journal ends before its newest snapshot", "last", j.last, "snapshot", snap)
+		j.note("the journal ends at record %d, before its newest snapshot, of %d", j.last, snap)
 		j.last = snap
 	}
 	if j.last < j.stable {
@@ -275,6 +280,23 @@ func (j *Journal) scan() error {
 
 // ID returns the journal's random id in hexadecimal. An empty journal gets its id at Open and keeps it from the first Append on.
 func (j *Journal) ID() string { return hex.EncodeToString(j.id[:]) }
+
+// note remembers damage that cost nothing, once.
+func (j *Journal) note(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !slices.Contains(j.damage, text) {
+		j.damage = append(j.damage, text)
+	}
+}
+
+// Damage tells, in plain words, what Open and LoadSnapshot found damaged and could do without.
+func (j *Journal) Damage() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.damage)
+}
 
 // Last returns the newest sequence number, 0 when nothing was ever written.
 func (j *Journal) Last() uint64 {

@@ -166,6 +166,7 @@ func (j *Journal) LoadSnapshot(each func(Op) error) (uint64, error) {
 		err := j.readSnapshot(seq, nil)
 		if errors.Is(err, ErrDamaged) || errors.Is(err, os.ErrNotExist) {
 			j.log.Error("journal snapshot is damaged; trying an older one", "file", snapName(seq), "err", err)
+			j.note("%v; what came before it has taken its place", err)
 			continue
 		}
 		if err != nil {
