@@ -4,7 +4,7 @@
 # make check      formatting, vet, and a short run of every fuzz target
 # make install    program, man pages and completions below $(DESTDIR)$(PREFIX)
 # make bench      the benchmarks (docs/benchmarks.md)
-# make crash      kill the mounted program 300 times, and its parts a thousand times, and look whether anything is lost
+# make crash      kill the mounted program 300 times, and its parts a thousand times, pull the plug of its disk, and look whether anything is lost
 # make model      a long run of random operations against a plain directory
 # make test-big   the service verbs with 1 GiB, 200 000 files in a directory, every user's every call, sweeps
 # make foreign    a vault of 25 000 archives with every kind of description
@@ -50,7 +50,7 @@ bench: tools
 	$(GO) run ./internal/bench
 
 crash: tools
-	CASFS_CRASHES=300 $(GO) test -race -timeout 60m -v -run TestCrash ./internal/crash
+	CASFS_CRASHES=300 $(GO) test -race -timeout 60m -v -run 'TestCrash|TestPowerLoss' ./internal/crash
 	CASFS_CRASHES=1000 $(GO) test -race -timeout 60m -v -run 'Crash|Kill' ./jobs ./cache/... ./internal/cli
 
 model: tools

@@ -288,7 +288,7 @@ func (r *run) verify(d *daemon) bool {
 		}
 		var got tree
 		if err == nil {
-			got, err = look(w.dir)
+			got, err = look(w.dir, nil)
 		}
 		if filepath.Base(w.dir) == "made" {
 			got = tree{}

@@ -33,6 +33,7 @@ type pending struct {
 	what  string
 	names map[string]func(got *node) bool // got is nil when the name is not there
 	joint func(got tree) bool             // nil: nothing more
+	sync  bool                            // what was done before it is durable when it is done
 	extra string                          // names that begin with it may be there, whatever they hold
 }
 
@@ -111,8 +112,8 @@ func mixed(old, data []byte, off int) func(*node) bool {
 	}
 }
 
-// look reads what is below dir.
-func look(dir string) (tree, error) {
+// look reads what is below dir. Files that cannot be read go to bad, if there is one.
+func look(dir string, bad map[string]error) (tree, error) {
 	got := tree{}
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || p == dir {
@@ -133,7 +134,9 @@ func look(dir string) (tree, error) {
 			// The state first: reading does not change what the vault has.
 			n.archived = inVault(p)
 			n.data, err = os.ReadFile(p)
-			if err == nil && int64(len(n.data)) != st.Size() {
+			if err != nil && bad != nil {
+				bad[name], err = err, nil
+			} else if err == nil && int64(len(n.data)) != st.Size() {
 				err = fmt.Errorf("%s: stat says %d bytes, reading gives %d", p, st.Size(), len(n.data))
 			}
 		}

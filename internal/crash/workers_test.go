@@ -28,6 +28,7 @@ type worker struct {
 	pending *pending
 	counts  *counts
 	step    func(w *worker) error
+	afloat  map[string]bool // names that were changed since the last sync: power loss may undo it
 
 	// Of the daemon's life.
 	d     *daemon
@@ -71,6 +72,14 @@ func (w *worker) do(p pending, run func() error, done func()) error {
 	}
 	w.pending = nil
 	done()
+	if w.afloat == nil || p.sync {
+		w.afloat = map[string]bool{}
+	}
+	if !p.sync {
+		for n := range p.names {
+			w.afloat[n] = true
+		}
+	}
 	w.counts.add("operations acknowledged", 1)
 	return nil
 }
@@ -124,7 +133,7 @@ func (w *worker) write(name string, data []byte, sync bool) error {
 	if len(data) > 1<<20 {
 		piece = 1 << 20
 	}
-	p := pending{what: fmt.Sprintf("write %s, %d bytes", name, len(data)), names: map[string]func(*node) bool{name: or(is(old), prefixOf(data))}}
+	p := pending{sync: sync, what: fmt.Sprintf("write %s, %d bytes", name, len(data)), names: map[string]func(*node) bool{name: or(is(old), prefixOf(data))}}
 	return w.do(p, func() error {
 		f, err := os.OpenFile(w.path(name), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
 		if err != nil {
@@ -156,7 +165,7 @@ func (w *worker) patch(name string, off int, data []byte, sync bool) error {
 		after = append(after, make([]byte, off+len(data)-len(after))...)
 	}
 	copy(after[off:], data)
-	p := pending{what: fmt.Sprintf("patch %s at %d, %d bytes", name, off, len(data)),
+	p := pending{sync: sync, what: fmt.Sprintf("patch %s at %d, %d bytes", name, off, len(data)),
 		names: map[string]func(*node) bool{name: mixed(old.data, data, off)}}
 	return w.do(p, func() error {
 		f, err := os.OpenFile(w.path(name), os.O_RDWR, 0)
@@ -297,7 +306,7 @@ func files(w *worker) error {
 			return w.do(p, func() error { return os.Chtimes(w.path(name), time.Time{}, time.Unix(0, now.mtime)) }, func() { w.know[name] = &now })
 		}
 	case 15:
-		return w.do(pending{what: "fsync of the directory"}, func() error {
+		return w.do(pending{what: "fsync of the directory", sync: true}, func() error {
 			d, err := os.Open(w.dir)
 			if err != nil {
 				return err
@@ -311,7 +320,7 @@ func files(w *worker) error {
 
 // sync is casfs sync of a file.
 func (w *worker) sync(name string) error {
-	return w.do(pending{what: "casfs sync " + name}, func() error {
+	return w.do(pending{what: "casfs sync " + name, sync: true}, func() error {
 		st, err := os.Stat(w.path(name))
 		if err != nil {
 			return err
@@ -414,7 +423,7 @@ func programs(w *worker) error {
 			}
 		}
 	}
-	from, err := look(src)
+	from, err := look(src, nil)
 	if err != nil {
 		return err
 	}
