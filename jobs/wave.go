@@ -365,7 +365,11 @@ func (r *recaller) budgetLocked() (budget, inflight int64, crowded bool) {
 
 // linkLocked returns what can be fetched of outputs that become ready together before they expire.
 func (r *recaller) linkLocked() int64 {
-	return int64(r.speed.get() * outputLife.Seconds() * linkShare)
+	speed := r.speed.get()
+	if r.limit != nil {
+		speed = min(speed, float64(r.limit.Limit())) // known before anything was measured
+	}
+	return int64(speed * outputLife.Seconds() * linkShare)
 }
 
 // feed asks for the next file of a request; it reports whether there may be more to do at once.

@@ -426,3 +426,19 @@ func TestRecallCancelOfADirectoryAbove(t *testing.T) {
 		}
 	})
 }
+
+// TestWavesFitTheLink: over a slow link no more is asked for at once than can be fetched before outputs expire.
+func TestWavesFitTheLink(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const n, size = 12, 8 << 20 // 52 h at 512 bytes/s
+		r := newRecallRig(t, realistic, func(o *Options) { o.BandwidthDown, o.PollMax, o.RecallWait = 512, 10*time.Minute, 1000*time.Hour })
+		inos := r.coldFiles(n, size)
+		began := time.Now()
+		res, err := r.e.Recall(t.Context(), RecallRequest{Inos: inos, Wait: true}, nil)
+		if err != nil || res.Local != n {
+			t.Errorf("%+v, %v", res, err)
+		}
+		t.Logf("%v", time.Since(began))
+		r.jobs(n)
+	})
+}
