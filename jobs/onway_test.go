@@ -1,7 +1,9 @@
 package jobs
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -44,6 +46,10 @@ func TestCountsAreKept(t *testing.T) {
 			o.PartSize, o.SegmentSize, o.SingleBelow, o.Window, o.WindowAbove = 1<<20, 2<<20, 1<<20, 1<<20, 1<<20
 		})
 		inos := r.coldFiles(8, 5<<20)
+		data := make(map[uint64][]byte)
+		for i, ino := range inos {
+			data[ino] = blob(fmt.Sprintf("f%03d", i), 5<<20)
+		}
 		rng := rand.New(rand.NewPCG(1, 3))
 		for _, f := range []castest.Fault{
 			{Op: cas.OpJobOutput, Kind: castest.Corrupt, Bytes: 100}, {Op: cas.OpJobOutput, Kind: castest.CutReply, Bytes: 10},
@@ -64,7 +70,11 @@ func TestCountsAreKept(t *testing.T) {
 			case 2:
 				_, err = r.e.Evict(ctx, []uint64{ino}, false)
 			default:
-				_, err = r.read(ctx, ino, rng.Int64N(5<<20), 1000)
+				off := rng.Int64N(5<<20 - 1000)
+				var got []byte
+				if got, err = r.read(ctx, ino, off, 1000); err == nil && !bytes.Equal(got, data[ino][off:off+1000]) {
+					t.Errorf("wrong bytes at %d", off)
+				}
 			}
 			cancel()
 			if err != nil && ctx.Err() == nil {
