@@ -7,6 +7,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cas"
 )
 
 func TestWindows(t *testing.T) {
@@ -142,6 +145,60 @@ func TestDeletedWhileRecalled(t *testing.T) {
 		}
 		if s := <-got; s != "0 <nil>" {
 			t.Errorf("the reader got %s", s)
+		}
+	})
+}
+
+// TestTiers: what is asked for with each --tier, by a read and by a recall.
+func TestTiers(t *testing.T) {
+	const big = cas.MaxExpedited
+	for _, c := range []struct {
+		tier     string
+		n        int64
+		explicit bool
+		refused  bool // the service did not take Expedited
+		want     cas.Tier
+	}{
+		{"standard", 10, false, false, cas.Standard},
+		{"bulk", 10, false, false, cas.Bulk},
+		{"expedited", big - 1, false, false, cas.Expedited},
+		{"expedited", big, false, false, cas.Standard},
+		{"expedited", 10, true, false, cas.Expedited},
+		{"expedited", 10, false, true, cas.Standard},
+		{"auto", big - 1, false, false, cas.Expedited}, // somebody waits
+		{"auto", big, false, false, cas.Standard},
+		{"auto", 10, false, true, cas.Standard},
+		{"auto", 10, true, false, cas.Bulk},
+	} {
+		rt := &retrieval{rec: catalog.Retrieval{Tier: c.tier, Len: c.n, Explicit: c.explicit}, standard: c.refused}
+		if got := rt.tier(); got != c.want {
+			t.Errorf("%+v: %s is asked for", c, got)
+		}
+	}
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "auto" })
+		ino, data := r.coldFile("read", 1000)
+		began := time.Now()
+		r.want(ino, data, 0, 1000)
+		if d := time.Since(began); d > 5*time.Minute {
+			t.Errorf("a small file took %v", d)
+		}
+		ino, _ = r.coldFile("recalled", 1000)
+		for _, tier := range []string{"", "expedited"} { // the second asks for nothing: it is on its way
+			if _, err := r.e.Recall(t.Context(), RecallRequest{Inos: []uint64{ino}, Tier: tier}, nil); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		got := make(map[cas.Tier]int)
+		for j, err := range r.client.Jobs(t.Context(), "v", cas.JobFilter{}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[j.Tier]++
+		}
+		if len(got) != 2 || got[cas.Expedited] != 1 || got[cas.Bulk] != 1 {
+			t.Errorf("jobs by tier: %v", got)
 		}
 	})
 }
