@@ -47,6 +47,7 @@ tools:
 	@.ci/install-tools
 
 bench: tools
+	-@.ci/install-tools rclone:rclone
 	$(GO) run ./internal/bench
 
 crash: tools
