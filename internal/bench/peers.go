@@ -102,6 +102,13 @@ func (b *bench) cleanUp() {
 	})
 }
 
+// interrupted says whether everything is being taken down.
+func (b *bench) interrupted() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.closed
+}
+
 // peer is one of those compared: a directory that a process serves, or nobody.
 type peer struct {
 	b     *bench
