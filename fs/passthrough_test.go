@@ -194,3 +194,49 @@ func coherent(t *testing.T, what, p string, first, second int, data []byte) {
 	c.Close()
 	wantContent(t, p, data)
 }
+
+// TestMappedWhileArchived: what is stored into a shared mapping after casfs sync has archived the file under the
+// program's hands is part of the file, here and in the vault.
+func TestMappedWhileArchived(t *testing.T) {
+	for _, through := range []bool{true, false} {
+		x := mountForTest(t, local.Delays{}, func(j *jobs.Options, o *Options) {
+			j.Settle = time.Hour
+			o.Passthrough = through
+		})
+		p := x.path("f")
+		data := fill(300_000, 1)
+		write(t, p, data)
+		x.archive()
+		reader, err := os.Open(p) // first, so that the kernel uses the local file itself
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(p, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := unix.Mmap(int(f.Fd()), 0, len(data), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, off := range []int{5000, 100_000, 200_000} {
+			text := fmt.Sprintf("stored %d", i)
+			copy(m[off:], text)
+			copy(data[off:], text)
+			if err := unix.Msync(m, unix.MS_SYNC); err != nil {
+				t.Fatal(err)
+			}
+			if i < 2 {
+				x.archive()
+			}
+		}
+		if err := unix.Munmap(m); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		reader.Close()
+		wantContent(t, p, data)
+		x.cold(p)
+		wantContent(t, p, data)
+	}
+}

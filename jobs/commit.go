@@ -182,6 +182,7 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 		return err
 	}
 	f.ver, f.seq = v, seq
+	f.expectMoreLocked()
 	if punched {
 		// At once: nothing may be built on this one any more.
 		f.replaceLocalLocked(nil)

@@ -392,15 +392,37 @@ type expected struct {
 	writes, mtimeSet uint64
 }
 
+// expectMoreLocked is expectStoresLocked for a version that became archived under the hands of whoever
+// has the descriptor for writing: what is stored through a mapping from now on is no part of it.
+func (f *file) expectMoreLocked() {
+	if f.fds == 0 || f.writers == 0 || f.local == nil || !f.local.Verified(0, f.ver.Size) {
+		return
+	}
+	old := f.ver
+	if err := f.supersedeLocked(0, 0); err != nil {
+		f.e.log.Error("stores into a mapped file would not be seen until it is opened anew", "path", f.e.path(f.ino), "err", err)
+		return
+	}
+	f.expected = &expected{old: old, writes: f.writes, mtimeSet: f.mtimeSet}
+}
+
+// unchangedLocked reports whether the version was made for stores that have not come, yet: it is in the vault, under the number before.
+func (f *file) unchangedLocked() bool {
+	x := f.expected
+	if x == nil {
+		return false
+	}
+	f.noticeLocked()
+	return f.ver.V == x.old.V+1 && f.ver.State == catalog.Staged && f.writes == x.writes &&
+		f.mtimeSet == x.mtimeSet && !f.dirty && !f.gone // (an mtime that was set hides what stores did to it)
+}
+
 // untouchedLocked undoes expectStoresLocked when the last writer has gone and nothing has changed.
 func (f *file) untouchedLocked() error {
 	x := f.expected
-	if x == nil {
-		return nil
-	}
+	untouched := f.unchangedLocked()
 	f.expected = nil
-	if f.ver.V != x.old.V+1 || f.ver.State != catalog.Staged || f.writes != x.writes ||
-		f.mtimeSet != x.mtimeSet || f.dirty || f.gone { // (an mtime that was set hides what stores did to it)
+	if !untouched {
 		return nil
 	}
 	now := f.ver.V

@@ -58,6 +58,10 @@ func (e *Engine) seal(f *file) (*sealed, uint64, error) {
 		if err != nil {
 			return nil, 0, err
 		}
+		if f.unchangedLocked() {
+			e.syncEvent(f.ino, nil)
+			return nil, 0, nil
+		}
 		if f.ver.State == catalog.Uploading {
 			if moved, err := f.movedLocked(size, mtime, f.ver); moved || err != nil {
 				if err != nil {

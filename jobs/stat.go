@@ -63,11 +63,24 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 	var vault catalog.Vault
 	var list []ArchiveStatus
 	isVault := false
+	var shown *catalog.Version
+	if f := e.live(ino); f != nil {
+		f.mu.Lock()
+		if f.unchangedLocked() {
+			old := f.expected.old
+			shown = &old
+		}
+		f.mu.Unlock()
+		f.put()
+	}
 	err := e.catalog.View(func(tx *catalog.Tx) error {
 		list = nil
 		var err error
 		if i, v, err = inodeTx(tx, ino); err != nil {
 			return err
+		}
+		if shown != nil && shown.V+1 == i.Version {
+			v = *shown
 		}
 		if i.Mode&syscall.S_IFMT == syscall.S_IFDIR && i.Vault == i.Ino {
 			vault, err = tx.Vault(ino)
@@ -108,6 +121,9 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 	f.mu.Lock()
 	a := f.attrLocked()
 	v = f.ver
+	if f.unchangedLocked() {
+		v = f.expected.old // the one made for stores that may come is nobody's business until they do
+	}
 	whole := f.wholeLocked()
 	writers := f.writers
 	var some, missing bool

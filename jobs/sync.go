@@ -181,6 +181,16 @@ func (e *Engine) stagedBelow(inos []uint64) (map[uint64]syncWant, error) {
 		}
 		return nil
 	})
+	for ino := range wants {
+		if f := e.live(ino); f != nil {
+			f.mu.Lock()
+			if f.unchangedLocked() {
+				delete(wants, ino) // it is archived, and only may change
+			}
+			f.mu.Unlock()
+			f.put()
+		}
+	}
 	return wants, err
 }
 

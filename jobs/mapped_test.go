@@ -1,0 +1,75 @@
+package jobs
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stores through a shared mapping come past the engine, also when the file was archived meanwhile (casfs sync) under
+// the hands of whoever has it mapped: they are part of the file, and what fsync has acknowledged stays.
+func TestStoresIntoAMappedFileThatWasSynced(t *testing.T) {
+	for name, end := range map[string]func(r *rig, h *Handle){
+		"closed": func(r *rig, h *Handle) { h.Release() },
+		"synced, and killed": func(r *rig, h *Handle) {
+			r.must(h.Fsync(context.Background(), false))
+			r.reopen() // nothing is released
+		},
+		"synced, and synced into the vault": func(r *rig, h *Handle) {
+			r.must(h.Fsync(context.Background(), false))
+			r.must(r.e.Sync(context.Background(), nil, nil))
+			h.Release()
+		},
+		"synced into the vault": func(r *rig, h *Handle) {
+			r.must(r.e.Sync(context.Background(), nil, nil))
+			h.Release()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, func(o *Options) { o.Settle = time.Hour })
+			ctx := context.Background()
+			data := pattern(300<<10, 1)
+			ino := r.write("f", data)
+			r.sync()
+			reader, err := r.e.Open(ctx, someone, ino, OpenFlags{Read: true})
+			r.must(err)
+			h, err := r.e.Open(ctx, someone, ino, OpenFlags{Read: true, Write: true})
+			r.must(err)
+			if h.Fd() < 0 {
+				t.Fatal("the kernel does not have the descriptor")
+			}
+			store := func(off int64, text string) {
+				t.Helper()
+				// As a store through a mapping: the local file and its mtime, and nobody is told.
+				if _, err := unix.Pwrite(h.Fd(), []byte(text), off); err != nil {
+					t.Fatal(err)
+				}
+				copy(data[off:], text)
+			}
+			store(1000, "before it was synced")
+			r.sync()
+			r.wantState(ino, "resident")
+			// Once more, and nothing is sent.
+			n := len(r.archives())
+			r.sync()
+			if now := len(r.archives()); now != n {
+				t.Errorf("%d archives after another sync, %d before", now, n)
+			}
+			if left, err := r.e.Drain(ctx, nil); err != nil || len(left) > 0 {
+				t.Errorf("drain: %v, %v", left, err)
+			}
+			store(2000, "after it was synced")
+			end(r, h)
+			if name != "synced, and killed" {
+				reader.Release()
+			}
+			r.expect(ino, data)
+			r.sync()
+			r.wantState(ino, "resident")
+			r.evict(ino)
+			r.expect(ino, data)
+		})
+	}
+}
