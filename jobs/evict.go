@@ -65,11 +65,11 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 		return 0, errNotArchived // its record is not on stable storage yet
 	}
 	if v.Size > 0 && f.wholeLocked() {
-		gone, _, err := r.e.vaultGone(f.inode.Vault)
+		last, err := r.e.lastCopy(f.inode.Vault, v)
 		if err != nil {
 			return 0, err
 		}
-		if gone || v.Damaged {
+		if last || v.Damaged {
 			return 0, errLastCopy
 		}
 	}
@@ -188,6 +188,13 @@ func (r *recaller) recalling(key verKey) bool {
 		}
 	}
 	return false
+}
+
+// underWay reports whether there are retrievals of a version.
+func (r *recaller) underWay(key verKey) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.byKey[key]) > 0
 }
 
 // evictLocal is content.Options.Evict: id is a local file number.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
@@ -42,6 +43,38 @@ func (e *Engine) vaultGone(vault uint64) (gone bool, name string, err error) {
 		return err
 	})
 	return gone, name, err
+}
+
+// lastCopy reports whether the vault has nothing of an archived version any more, as far as is known: it is gone, or was made
+// anew since, and no inventory has listed an archive of the version after that.
+func (e *Engine) lastCopy(vault uint64, v catalog.Version) (last bool, err error) {
+	err = e.catalog.View(func(tx *catalog.Tx) error {
+		rec, err := tx.Vault(vault)
+		if err != nil || rec.Gone {
+			last = rec.Gone
+			return err
+		}
+		b, err := tx.Meta(metaAnew(vault))
+		if errors.Is(err, catalog.ErrNotExist) || err == nil && len(b) == 0 {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		anew, err := strconv.ParseInt(string(b), 10, 64)
+		if err != nil {
+			return fmt.Errorf("%s: %w", metaAnew(vault), err)
+		}
+		for _, x := range v.Extents {
+			a, err := tx.Archive(x.Archive)
+			if err != nil && !errors.Is(err, catalog.ErrNotExist) {
+				return err
+			}
+			last = last || err != nil || max(a.Created, a.Confirmed) < anew
+		}
+		return nil
+	})
+	return last, err
 }
 
 // explainMissing asks about the vault when the service did not find what an upload needs.

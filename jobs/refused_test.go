@@ -319,6 +319,82 @@ func TestVaultGoneKeepsCopies(t *testing.T) {
 	})
 }
 
+// They stay, too, when the vault was made anew, as status says: what it had before is not in it.
+func TestVaultMadeAnewKeepsCopies(t *testing.T) {
+	for _, seen := range []bool{true, false} {
+		t.Run(fmt.Sprintf("seen gone %v", seen), func(t *testing.T) {
+			quietly(t, func(o *Options) { o.Settle = -1 }, func(t *testing.T, r *rig) {
+				ctx := context.Background()
+				data := []byte("the last copy")
+				ino := r.write("f", data)
+				r.sync()
+				time.Sleep(time.Hour)
+				r.deleteVault()
+				if seen {
+					r.must(r.e.Probe(ctx))
+				}
+				r.makeVault()
+				r.must(r.e.Probe(ctx))
+				r.wantNoProblem()
+				r.reopen()
+				time.Sleep(time.Minute)
+				other := r.write("g", data)
+				r.sync()
+				stays := func() {
+					t.Helper()
+					res, err := r.e.Evict(ctx, []uint64{ino}, false)
+					r.must(err)
+					if res.Files != 0 || len(res.Skipped) != 1 || !strings.Contains(res.Skipped[0].Reason, "the only one") {
+						t.Errorf("%+v", res)
+					}
+					var local uint64
+					r.must(r.e.catalog.View(func(tx *catalog.Tx) error {
+						v, err := tx.Version(ino, 1)
+						local = v.Local
+						return err
+					}))
+					if err := r.e.recall.evictLocal(local); !errors.Is(err, errLastCopy) {
+						t.Errorf("when the cache is full: %v", err)
+					}
+					r.expect(ino, data)
+				}
+				stays()
+				// What is sent to the new vault is as anything else.
+				r.evict(other)
+				r.expect(other, data)
+				r.write("f", data)
+				r.sync()
+				r.evict(ino)
+				r.expect(ino, data)
+			})
+		})
+	}
+}
+
+// A service that does not know any more when the vault was made has not made it anew.
+func TestVaultOfUnknownDate(t *testing.T) {
+	quietly(t, func(o *Options) { o.Settle = -1 }, func(t *testing.T, r *rig) {
+		ino := r.write("f", []byte("a copy"))
+		r.sync()
+		info, err := r.client.DescribeVault(context.Background(), "v")
+		r.must(err)
+		unknown := info
+		unknown.CreationDate = time.UnixMilli(0)
+		for _, x := range []cas.VaultInfo{unknown, info} {
+			time.Sleep(time.Minute)
+			r.must(r.e.mergeVaults([]cas.VaultInfo{x}, true))
+		}
+		r.evict(ino)
+		r.expect(ino, []byte("a copy"))
+		info.CreationDate = info.CreationDate.Add(time.Second)
+		r.must(r.e.mergeVaults([]cas.VaultInfo{unknown}, true))
+		r.must(r.e.mergeVaults([]cas.VaultInfo{info}, true))
+		if res, err := r.e.Evict(context.Background(), []uint64{ino}, false); err != nil || len(res.Skipped) != 1 {
+			t.Errorf("made anew: %+v, %v", res, err)
+		}
+	})
+}
+
 // What the service refuses for good, whichever request it is: kept, shown with what to do, told once, and sent when it is allowed.
 func TestRefusals(t *testing.T) {
 	limit := [2]string{"LimitExceededException", "have it raised"}

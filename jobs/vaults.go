@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -63,12 +64,17 @@ func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
 			was := v
 			v.Gone = false
 			v.QCS = info.QCS
-			v.Created = unixNano(info.CreationDate)
+			if at := unixNano(info.CreationDate); at != 0 { // 0: the service does not know any more
+				v.Created = at
+			}
 			v.LastInventory = unixNano(info.LastInventoryDate)
 			v.Archives, v.Bytes = info.NumberOfArchives, info.Size
 			switch {
 			case was.QCS != "" && was.Created != 0 && v.Created-was.Created >= int64(time.Second):
 				anew = append(anew, v)
+				if err := tx.PutMeta(metaAnew(v.Ino), strconv.AppendInt(nil, now.UnixNano(), 10)); err != nil {
+					return err
+				}
 			case was.Gone:
 				back = append(back, v)
 			}
@@ -199,6 +205,9 @@ func (e *Engine) mkVault(ctx context.Context, c Caller, name string, mode uint32
 // metaDeleting and a name: the vault is being deleted at the service.
 const metaDeleting = "vault.deleting/"
 
+// metaAnew names when a vault was last seen to be another one under the same name, in ns.
+func metaAnew(vault uint64) string { return fmt.Sprintf("vault.anew/%d", vault) }
+
 // dropVaultTx removes the directory and the records of a vault that is gone at the service.
 func dropVaultTx(tx *catalog.Tx, v catalog.Vault) error {
 	if _, err := tx.Rmdir(catalog.RootIno, v.Name, time.Now().UnixNano()); err != nil {
@@ -216,8 +225,10 @@ func dropVaultTx(tx *catalog.Tx, v catalog.Vault) error {
 			return err
 		}
 	}
-	if err := tx.PutMeta(metaDeleting+v.Name, nil); err != nil {
-		return err
+	for _, name := range []string{metaDeleting + v.Name, metaAnew(v.Ino)} {
+		if err := tx.PutMeta(name, nil); err != nil {
+			return err
+		}
 	}
 	return tx.DeleteVault(v.Ino)
 }
