@@ -14,7 +14,6 @@ import (
 type brokenVault struct {
 	name string // "" when the directory does not tell
 	dir  string
-	at   int64 // the directory's time
 	why  error
 }
 
@@ -25,9 +24,6 @@ func (s *Store) openVault(base string) {
 	if err != nil {
 		b := &brokenVault{dir: dir, why: err}
 		b.name, _ = vaultName(base)
-		if st, err := os.Stat(dir); err == nil {
-			b.at = millis(st.ModTime())
-		}
 		s.broken[base] = b
 		s.logger.Error("a vault cannot be opened", "vault", b.name, "directory", dir, "error", err, "advice", brokenAdvice)
 		return
@@ -46,9 +42,13 @@ func (b *brokenVault) refusal() error {
 	return unavailable(fmt.Errorf("the vault cannot be opened: %w. %s", b.why, brokenAdvice))
 }
 
+// unknownDate is when a vault was created whose log does not tell. A later one than the true one would make clients believe
+// that the vault was deleted and made anew, and its archives with it.
+const unknownDate = 0
+
 // describe is what can be said of the vault.
 func (b *brokenVault) describe(s *Store) vaultJSON {
-	return vaultJSON{CreationDate: formatTime(b.at), VaultQCS: s.qcs(b.name), VaultName: b.name}
+	return vaultJSON{CreationDate: formatTime(unknownDate), VaultQCS: s.qcs(b.name), VaultName: b.name}
 }
 
 // noRecord says in what state a log is that holds no vault.
@@ -84,14 +84,7 @@ func (v *vault) adopt(path string) error {
 	if !ok {
 		return errors.New(path + " has lost the record of the vault's name, and the directory does not tell it")
 	}
-	st, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	v.name, v.created = name, millis(st.ModTime())
-	if len(v.order) > 0 {
-		v.created = min(v.created, v.order[0].created)
-	}
+	v.name, v.created = name, unknownDate
 	v.s.logger.Error("a vault's first record is lost; its name is taken from its directory", "vault", name, "file", path)
 	return nil
 }

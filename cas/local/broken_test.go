@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // bytesBelow returns every file below dir with its content.
@@ -55,7 +56,12 @@ func TestBrokenVault(t *testing.T) {
 			id := c.upload(x.vault, b, "d")
 			other := c.upload("w", b, "d")
 			v, _ := c.s.vault(x.vault)
+			made := formatTime(v.created)
 			if err := c.s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			later := time.Now().Add(time.Hour)
+			if err := os.Chtimes(v.dir, later, later); err != nil {
 				t.Fatal(err)
 			}
 			log := filepath.Join(v.dir, "log")
@@ -97,8 +103,9 @@ func TestBrokenVault(t *testing.T) {
 			var names []string
 			for _, e := range list.VaultList {
 				names = append(names, e.VaultName)
-				if e.VaultName == x.vault && (e.NumberOfArchives != nil || e.CreationDate == "") {
-					t.Errorf("%+v", e)
+				// A later date would say that it is another vault.
+				if e.VaultName == x.vault && (e.NumberOfArchives != nil || e.CreationDate == "" || e.CreationDate > made) {
+					t.Errorf("%+v, made %s", e, made)
 				}
 			}
 			want := []string{"new", "v", "w"}
@@ -150,6 +157,7 @@ func TestLostVaultRecord(t *testing.T) {
 	b := pattern(2<<20 + 5)
 	id := c.upload("v-1.x", b, "d")
 	v, _ := c.s.vault("v-1.x")
+	made := formatTime(v.created)
 	if err := c.s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -169,8 +177,8 @@ func TestLostVaultRecord(t *testing.T) {
 		}
 		var vr vaultReply
 		c.json(c.do("GET", "/-/vaults/v-1.x", nil, nil), &vr)
-		if vr.CreationDate == "" || *vr.NumberOfArchives != 1 {
-			t.Errorf("%+v", vr)
+		if vr.CreationDate == "" || vr.CreationDate > made || *vr.NumberOfArchives != 1 {
+			t.Errorf("%+v, made %s", vr, made)
 		}
 		if err := c.s.Close(); err != nil {
 			t.Fatal(err)
