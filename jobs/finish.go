@@ -28,7 +28,15 @@ func (r *recaller) finish(rt *retrieval) {
 	}
 	complete := r.recordComplete(rt)
 	r.e.hit("recall.complete")
+	off, n := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
 	r.mu.Lock()
+	if !rt.gone && !complete && n > 0 && !rt.local.Verified(off, n) {
+		// Somebody who waits took the room of some of it meanwhile: it comes again.
+		rt.finishing = false
+		r.wakeFetchersLocked()
+		r.mu.Unlock()
+		return
+	}
 	size, job := rt.rec.Len, rt.rec.JobID
 	r.waves.arrivedLocked(rt.key)
 	r.removeLocked(rt)

@@ -129,7 +129,7 @@ func (f *file) openLocked(fl OpenFlags) *Handle {
 	if fl.Write {
 		f.writers++
 	}
-	if f.local != nil && f.wholeLocked() {
+	if f.local != nil && f.wholeLocked() && (f.fds > 0 || f.checkedLocked()) {
 		h.impl.pinned = true
 		f.pinned++
 		if f.fds > 0 || !fl.Write && f.plain == 0 && !f.streamedOutLocked() && (f.stagingLocked() || !f.local.Moves()) {
@@ -149,6 +149,13 @@ func (f *file) openLocked(fl OpenFlags) *Handle {
 		}
 	}
 	return h
+}
+
+// checkedLocked reports whether a whole local file stays as it is. A retrieval that has just brought the last
+// of it still holds the archive against its tree hash, and punches out what is not what it should be: below a descriptor the kernel has, that
+// would be zeros.
+func (f *file) checkedLocked() bool {
+	return f.ver.State != catalog.Archived || f.ver.Complete || !f.e.recall.underWay(verKey{f.ver.Ino, f.ver.V})
 }
 
 // streamedOutLocked reports whether archives are being made of a version that may still

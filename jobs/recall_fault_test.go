@@ -1,11 +1,18 @@
 package jobs
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cache/content"
 	"github.com/casfs/casfs/cas"
 	"github.com/casfs/casfs/cas/castest"
 )
@@ -176,6 +183,121 @@ func TestCorruptForEverIsDamaged(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.want(ino, data, 0, 8<<20)
+	})
+}
+
+// TestWholeArchiveIsWrong: each range is what the service says of it, and all of them together are not the archive. Who opened
+// the file just when the last of them came must not find zeros where they are dropped.
+func TestWholeArchiveIsWrong(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 16 << 20 }) // pieces of 1 MiB
+		ctx := context.Background()
+		const pieces = 3
+		ino, data := r.coldFile("f", pieces<<20)
+		_, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
+			v, err := tx.Version(ino, 1)
+			if err != nil {
+				return err
+			}
+			a, err := tx.Archive(v.Extents[0].Archive)
+			if err != nil {
+				return err
+			}
+			a.TreeHash[0] ^= 1
+			return tx.PutArchive(a)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var mu sync.Mutex
+		var handles []*Handle
+		opened := 0
+		r.e.failpoint = func(point string) {
+			if point != "recall.verified" {
+				return
+			}
+			h, err := r.e.Open(ctx, Caller{}, ino, OpenFlags{Read: true})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			opened++
+			if h.Local() || opened%pieces == 0 { // else nobody would get the descriptor
+				handles = append(handles, h)
+			} else {
+				h.Release()
+			}
+		}
+		res, err := r.e.Recall(ctx, RecallRequest{Inos: []uint64{ino}, Wait: true}, nil)
+		if err != nil || res.Failed != 1 {
+			t.Errorf("%+v, %v", res, err)
+		}
+		synctest.Wait()
+		if got := r.state(ino); got != "damaged" {
+			t.Errorf("state %s", got)
+		}
+		if opened != 2*pieces || len(handles) < 2 { // fetched twice
+			t.Errorf("opened %d times, %d handles", opened, len(handles))
+		}
+		for _, h := range handles {
+			b := make([]byte, len(data))
+			var n int
+			var err error
+			if h.Local() { // as the kernel reads
+				n, err = unix.Pread(h.Fd(), b, 0)
+			} else {
+				n, err = h.ReadAt(ctx, Caller{}, b, 0)
+			}
+			if err == nil && !bytes.Equal(b[:n], data) {
+				t.Errorf("%d other bytes, local %v", n, h.Local())
+			} else if err != nil && !errors.Is(err, ErrDamaged) {
+				t.Error(err)
+			}
+			h.Release()
+		}
+		r.jobs(1)
+	})
+}
+
+// TestRecallLosesAPieceAtItsEnd: room for somebody who waits may be taken from what has just come. A recall is over when
+// all of it is there.
+func TestRecallLosesAPieceAtItsEnd(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 16 << 20 }) // pieces of 1 MiB, windows of 4
+		ino, data := r.coldFile("f", 6<<20)
+		f, err := r.e.acquire(ino)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.put()
+		local := func() *content.File {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return f.local
+		}
+		var once sync.Once
+		r.e.failpoint = func(point string) {
+			if point != "recall.complete" {
+				return
+			}
+			once.Do(func() {
+				all := func(content.Range) bool { return true }
+				if n := r.e.recall.dropRanges(f, local(), content.Range{Off: 1 << 20, Len: 1 << 20}, 1<<20, all); n != 1<<20 {
+					t.Errorf("%d bytes are dropped", n)
+				}
+			})
+		}
+		res, err := r.e.Recall(t.Context(), RecallRequest{Inos: []uint64{ino}, Len: 4 << 20, Wait: true}, nil)
+		if err != nil || res.Local != 1 || res.Failed != 0 {
+			t.Errorf("%+v, %v", res, err)
+		}
+		if !local().Verified(0, 4<<20) {
+			t.Errorf("local is %v", local().VerifiedRanges())
+		}
+		r.want(ino, data, 0, 4<<20)
+		r.jobs(1)
 	})
 }
 
