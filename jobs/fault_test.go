@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -408,6 +409,44 @@ func TestTrashDeadline(t *testing.T) {
 			t.Errorf("%v, %v", list, err)
 		}
 		r.wantArchives(0)
+	})
+}
+
+// What is taken out of the trash while others are being deleted is not deleted: an inventory may find that a file needs it.
+func TestTrashTakenBack(t *testing.T) {
+	quietly(t, func(o *Options) { o.TrashAge = 4 * time.Hour }, func(t *testing.T, r *rig) {
+		ctx := context.Background()
+		for _, name := range []string{"f", "g"} {
+			r.write(name, []byte(name))
+			r.sync()
+			r.must(r.e.Unlink(ctx, r.vault, name))
+			time.Sleep(time.Minute)
+		}
+		taken := 0
+		synctest.Wait()
+		r.e.failpoint = func(point string) {
+			if point != "trash.deleted" || taken > 0 {
+				return
+			}
+			taken++
+			var last uint64
+			r.must(r.e.catalog.View(func(tx *catalog.Tx) error {
+				for a, err := range tx.TrashUntil(math.MaxInt64) {
+					if err != nil {
+						return err
+					}
+					last = a.Num
+				}
+				return nil
+			}))
+			r.must(r.e.setArchiveState(last, catalog.Live))
+		}
+		n, err := r.e.Purge(ctx, nil)
+		r.must(err)
+		if n != 1 || taken != 1 {
+			t.Errorf("%d are deleted, %d were taken out", n, taken)
+		}
+		r.wantArchives(1)
 	})
 }
 

@@ -35,6 +35,8 @@ type gathered struct {
 	Size int64 // of the whole version
 
 	Created int64 `json:",omitempty"` // the archive
+
+	Beside bool `json:",omitempty"` // a file of its own: it only tells that there are two histories
 }
 
 // gatherMeta names the gathering of an inode of some catalog. The number alone is not enough: one that a restored
@@ -55,6 +57,36 @@ func forked(a, b gathered) bool {
 		a, b = b, a
 	}
 	return a.V < b.V && a.Created > b.Created && b.Created != 0 && a.Segs <= 1 && b.Segs <= 1
+}
+
+// fork is where a history of a file parts: a version number was given out a second time then.
+type fork struct {
+	v  uint64
+	at int64
+}
+
+// forks returns where the histories of the archives known so far part.
+func (g *gathering) forks() (list []fork) {
+	first := make(map[uint64]int64)
+	for _, p := range g.Parts {
+		if p.Segs > 1 || p.Created == 0 {
+			continue
+		}
+		at, twice := first[p.V]
+		if twice {
+			list = append(list, fork{p.V, max(at, p.Created)})
+			at = min(at, p.Created)
+		} else {
+			at = p.Created
+		}
+		first[p.V] = at
+	}
+	return list
+}
+
+// parts reports whether two archives are on different sides of f: then neither replaces the other.
+func (f fork) parts(a, b gathered) bool {
+	return a.Segs <= 1 && b.Segs <= 1 && a.V >= f.v && b.V >= f.v && (a.Created < f.at) != (b.Created < f.at)
 }
 
 func loadGathering(tx *catalog.Tx, key string) (g gathering, err error) {
@@ -85,7 +117,9 @@ func putGathering(tx *catalog.Tx, key string, g gathering) error {
 func (g *gathering) complete() (v uint64, size int64, parts []gathered) {
 	versions := make(map[uint64]gathered)
 	for _, p := range g.Parts {
-		versions[p.V] = p
+		if !p.Beside {
+			versions[p.V] = p
+		}
 	}
 	for _, v := range slices.Backward(slices.Sorted(maps.Keys(versions))) {
 		want := versions[v]
@@ -94,7 +128,7 @@ func (g *gathering) complete() (v uint64, size int64, parts []gathered) {
 		for seg := range max(want.Segs, 1) {
 			var best *gathered
 			for i := range g.Parts {
-				if p := &g.Parts[i]; p.Seg == seg && p.V <= v && (best == nil || p.V > best.V) {
+				if p := &g.Parts[i]; !p.Beside && p.Seg == seg && p.V <= v && (best == nil || p.V > best.V) {
 					best = p
 				}
 			}
@@ -122,17 +156,32 @@ func (m *merger) gather(tx *catalog.Tx, a catalog.Archive, md Metadata, now time
 		return err
 	}
 	part := gathered{V: md.V, Seg: md.Seg, Segs: md.Segs, Num: a.Num, Len: a.Size, Size: md.Size, Created: a.Created}
-	for _, p := range g.Parts {
+	forks := g.forks()
+	var other *gathered // that part cannot be a version of one file with
+	for i, p := range g.Parts {
 		same := p.V == md.V && p.Seg == md.Seg
-		if !same && !forked(p, part) {
-			continue
+		if same {
+			old, err := tx.Archive(p.Num)
+			if err == nil && sameBytes(old, a) {
+				m.toTrash(&a, now)
+				return tx.PutArchive(a)
+			}
 		}
-		old, err := tx.Archive(p.Num)
-		if same && err == nil && sameBytes(old, a) {
-			m.toTrash(&a, now)
-			return tx.PutArchive(a)
+		if !p.Beside && other == nil && (same || forked(p, part) || slices.ContainsFunc(forks, func(f fork) bool { return f.parts(p, part) })) {
+			other = &g.Parts[i]
 		}
-		return m.beside(tx, a, md, old, now)
+	}
+	if other != nil {
+		old, err := tx.Archive(other.Num)
+		if err != nil && !errors.Is(err, catalog.ErrNotExist) {
+			return err
+		}
+		part.Beside = true
+		g.Parts = append(g.Parts, part)
+		if err := m.beside(tx, a, md, old, now); err != nil {
+			return err
+		}
+		return putGathering(tx, key, g)
 	}
 	g.Parts = append(g.Parts, part)
 	v, size, parts := g.complete()
@@ -202,13 +251,14 @@ func (m *merger) place(tx *catalog.Tx, g *gathering, v uint64, size int64, parts
 // one that is not complete may still need it.
 func (m *merger) supersede(tx *catalog.Tx, g *gathering, parts []gathered, now time.Time) error {
 	for _, p := range g.Parts {
-		if p.V > g.V {
+		if p.V > g.V && !p.Beside {
 			return nil
 		}
 	}
+	forks := g.forks()
 	var keep []gathered
 	for _, p := range g.Parts {
-		if slices.Contains(parts, p) {
+		if p.Beside || slices.Contains(parts, p) {
 			keep = append(keep, p)
 			continue
 		}
@@ -219,7 +269,20 @@ func (m *merger) supersede(tx *catalog.Tx, g *gathering, parts []gathered, now t
 		if err != nil {
 			return err
 		}
-		if a.State == catalog.Live {
+		md, described := parseDescription(a.Description)
+		if a.State == catalog.Live && described && slices.ContainsFunc(forks, func(f fork) bool { return f.parts(p, parts[0]) }) {
+			// It was found before what tells that it is none.
+			p.Beside = true
+			other, err := tx.Archive(parts[0].Num)
+			if err != nil {
+				return err
+			}
+			if err := m.beside(tx, a, md, other, now); err != nil {
+				return err
+			}
+		} else if used, err := inUse(tx, a); err != nil { // by a file that was busy when the newer version came, and stayed
+			return err
+		} else if a.State == catalog.Live && !used {
 			m.r.log.Info("an older version's archive goes to the trash", "vault", m.inv.name, "archive", a.ID, "version", p.V, "newest", g.V)
 			m.toTrash(&a, now)
 			a.Ino, a.V = 0, 0

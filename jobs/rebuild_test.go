@@ -214,6 +214,58 @@ func TestSegmentsMeetAnywhere(t *testing.T) {
 	})
 }
 
+// TestNewerVersionOfAFileInUse: it is shown beside the file, which stays, and so does what it consists of.
+func TestNewerVersionOfAFileInUse(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Tier, o.TrashAge = "expedited", time.Hour })
+		ctx := t.Context()
+		upload := func(v uint64) []byte {
+			data := blob(fmt.Sprint(v), int(300+v))
+			m := Metadata{Intent: fmt.Sprintf("01234567-%d", v), Ino: 5, V: v, Size: int64(len(data)), Mode: 0o644, Born: 7, Path: "f"}
+			r.upload(formatDescription(m), data)
+			time.Sleep(time.Hour)
+			return data
+		}
+		first := upload(1)
+		r.inventory()
+		a, err := r.e.Lookup(ctx, r.vault, "f")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.want(a.Ino, first, 0, 1000)
+		time.Sleep(time.Minute)
+		h, err := r.e.Open(ctx, Caller{}, a.Ino, OpenFlags{Read: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		second := upload(2)
+		r.inventory()
+		h.Release()
+		if n := r.archives(); n[catalog.Trash] != 0 || n[catalog.Live] != 2 {
+			t.Errorf("archives %v", n)
+		}
+		if files := r.files(); len(files) != 2 {
+			t.Fatalf("files %q", files)
+		}
+		r.cold()
+		time.Sleep(rebuildGrace + 24*time.Hour)
+		r.want(a.Ino, first, 0, 1000)
+		for _, i := range r.tree() {
+			if isRegular(i.Mode) && i.Ino != a.Ino {
+				r.want(i.Ino, second, 0, 1000)
+			}
+		}
+		// Whoever deletes the file has it in the trash, as ever.
+		if err := r.e.Unlink(ctx, r.vault, "f"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if n := r.archives(); n[catalog.Live] != 1 {
+			t.Errorf("archives after the file was deleted: %v", n)
+		}
+	})
+}
+
 func TestStateDirectoryOfYesterday(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "expedited" })
@@ -303,7 +355,7 @@ func TestRebuildAfterRollback(t *testing.T) {
 		}
 		second := s.Archives[0].ID
 		r.rewrite(kept, keep(blob("kept v3", 520)))
-		r.rewrite(ahead, blob("ahead v2", 530))
+		r.rewrite(ahead, keep(blob("ahead v2", 530)))
 		time.Sleep(time.Hour)
 		r.stop()
 		r.opts.StateDir = backup

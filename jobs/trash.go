@@ -155,9 +155,13 @@ func (e *Engine) deleteArchives(ctx context.Context, list []catalog.Archive) (in
 		if ctx.Err() != nil {
 			return n, errors.Join(errs, ctx.Err())
 		}
-		used, err := e.inUse(a)
+		// As it is now: the list may take long to work off.
+		a, used, err := e.trashed(a.Num)
 		if err != nil {
 			return n, errors.Join(errs, err)
+		}
+		if a.State != catalog.Trash {
+			continue
 		}
 		if used {
 			// Never: but an archive is gone for good once deleted.
@@ -182,20 +186,35 @@ func (e *Engine) deleteArchives(ctx context.Context, list []catalog.Archive) (in
 	return n, errs
 }
 
-func (e *Engine) inUse(a catalog.Archive) (used bool, err error) {
+// trashed returns an archive, and whether a version consists of it all the same.
+func (e *Engine) trashed(num uint64) (a catalog.Archive, used bool, err error) {
 	err = e.catalog.View(func(tx *catalog.Tx) error {
-		vs, err := tx.Versions(a.Ino)
-		if err != nil && !errors.Is(err, catalog.ErrNotExist) {
-			return err
+		if a, err = tx.Archive(num); errors.Is(err, catalog.ErrNotExist) {
+			return nil
 		}
-		for _, v := range vs {
-			for _, x := range v.Extents {
-				used = used || x.Archive == a.Num
-			}
+		if err == nil {
+			used, err = inUse(tx, a)
 		}
-		return nil
+		return err
 	})
-	return used, err
+	return a, used, err
+}
+
+// inUse reports whether a version consists of an archive.
+func inUse(tx *catalog.Tx, a catalog.Archive) (used bool, err error) {
+	if a.Ino == 0 {
+		return false, nil
+	}
+	vs, err := tx.Versions(a.Ino)
+	if err != nil && !errors.Is(err, catalog.ErrNotExist) {
+		return false, err
+	}
+	for _, v := range vs {
+		for _, x := range v.Extents {
+			used = used || x.Archive == a.Num
+		}
+	}
+	return used, nil
 }
 
 func (e *Engine) setArchiveState(num uint64, s catalog.ArchiveState) error {
