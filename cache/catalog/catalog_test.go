@@ -245,3 +245,15 @@ func TestFailedOpenLeavesLockFree(t *testing.T) {
 		}
 	}
 }
+
+// The catalog may be in a directory of any name.
+func TestDirectoryOfAnyName(t *testing.T) {
+	o := small(filepath.Join(t.TempDir(), "a[b*c?d\\"))
+	c := mustOpen(t, o)
+	populate(t, c, "v", 3)
+	mustClose(t, c)
+	c = mustOpen(t, o)
+	if got := countFiles(t, c, "v"); got != 3 || c.Rebuilt() != "" {
+		t.Errorf("%d files, rebuilt: %q", got, c.Rebuilt())
+	}
+}

@@ -235,8 +235,12 @@ const noIndex = "index is missing"
 
 // noteKept tells of damaged journals that were replaced and are kept.
 func (c *Catalog) noteKept() error {
-	kept, err := filepath.Glob(c.path("journal.damaged.*"))
-	for _, dir := range kept {
+	entries, err := os.ReadDir(c.o.Dir)
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "journal.damaged.") {
+			continue
+		}
+		dir := c.path(e.Name())
 		c.damage = append(c.damage, fmt.Sprintf("the catalog's journal was once found damaged and made anew from the index, which was intact; "+
 			"the damaged one is kept in %s: delete it when nobody wants to know what happened to it", dir))
 	}

@@ -285,9 +285,20 @@ func dirNames(dir string) ([]string, error) {
 
 // removeNew removes what replaceFile left when it was interrupted.
 func removeNew(dir string) error {
-	left, err := filepath.Glob(filepath.Join(dir, ".new-*"))
+	left, err := withPrefix(dir, ".new-")
 	for _, f := range left {
 		err = errors.Join(err, os.Remove(f))
 	}
 	return err
+}
+
+// withPrefix returns the files of dir whose names begin with prefix. (Not by a pattern: dir may be called "[x".)
+func withPrefix(dir, prefix string) (list []string, err error) {
+	names, err := dirNames(dir)
+	for _, n := range names {
+		if strings.HasPrefix(n, prefix) {
+			list = append(list, filepath.Join(dir, n))
+		}
+	}
+	return list, err
 }

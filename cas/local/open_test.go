@@ -278,3 +278,18 @@ func TestBrokenLog(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// The store may be in a directory of any name.
+func TestDirectoryOfAnyName(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a[b*c?d\\")
+	c := open(t, Options{Dir: dir})
+	c.create("v")
+	id := c.upload("v", []byte("x"), "")
+	if err := c.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c = reopen(t, c.c, Options{Dir: dir})
+	if r := c.must(200, c.output("v", c.retrieve("v", id), "")); string(r.body) != "x" {
+		t.Errorf("%q", r.body)
+	}
+}

@@ -107,7 +107,7 @@ func loadVault(s *Store, dir string) (*vault, error) {
 			return nil, err
 		}
 	}
-	copies, err := filepath.Glob(path + ".damaged-*")
+	copies, err := withPrefix(dir, "log.damaged-")
 	if err != nil {
 		return nil, err
 	}

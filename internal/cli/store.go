@@ -147,7 +147,7 @@ const (
 
 // sweepSockets removes the own sockets of processes that were killed.
 func sweepSockets(dir string) {
-	names, _ := filepath.Glob(filepath.Join(dir, ownSocket+"*"))
+	names, _ := filepath.Glob(filepath.Join(globEscape(dir), ownSocket+"*"))
 	for _, name := range names {
 		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(name), ownSocket))
 		if err == nil && unix.Kill(pid, 0) == unix.ESRCH {
