@@ -30,7 +30,7 @@ type buffers struct {
 }
 
 // bufIdle is how long buffers nobody uses are kept: between two segments of a stream they
-// would be garbage beside their successors.
+// are wanted again at once.
 const bufIdle = 5 * time.Second
 
 type bufWait struct {
@@ -76,7 +76,7 @@ func (b *buffers) get(ctx context.Context, n int, big bool) ([][]byte, error) {
 			b.free[k-1] = nil
 			b.free = b.free[:k-1]
 		} else {
-			out = append(out, make([]byte, b.size))
+			out = append(out, takePartMemory(b.size))
 		}
 	}
 	return out, nil
@@ -107,6 +107,7 @@ func (b *buffers) drop() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.used == 0 {
+		givePartMemory(b.free)
 		b.free = nil
 	}
 }

@@ -120,6 +120,7 @@ func (u *uploader) run(ctx context.Context) error {
 	u.ctx = nil
 	u.mu.Unlock()
 	u.wg.Wait()
+	u.bufs.drop()
 	return nil
 }
 

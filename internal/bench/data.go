@@ -189,3 +189,24 @@ func emptyFiles(dir string, n int) error {
 	}
 	return nil
 }
+
+// changeLatencies are the times of n files made in a directory, renamed and removed again.
+func changeLatencies(dir string, n int) ([]time.Duration, error) {
+	buf := make([]byte, 4096)
+	one, two := filepath.Join(dir, "change.tmp"), filepath.Join(dir, "change")
+	all := make([]time.Duration, 0, n)
+	for range n {
+		began := time.Now()
+		if err := os.WriteFile(one, buf, 0o644); err != nil {
+			return nil, err
+		}
+		if err := os.Rename(one, two); err != nil {
+			return nil, err
+		}
+		if err := os.Remove(two); err != nil {
+			return nil, err
+		}
+		all = append(all, time.Since(began))
+	}
+	return all, nil
+}

@@ -244,11 +244,17 @@ func (b *bench) waiters() error {
 		waiting = nil
 	}
 	defer end()
+	reads := func(n int, reopen bool) func() ([]time.Duration, error) {
+		return func() ([]time.Duration, error) { return latencies(warm, size, n, reopen) }
+	}
 	for _, w := range []struct {
-		name   string
-		reopen bool
-		n      int
-	}{{"read", false, 100_000}, {"open, read, close", true, 10_000}} {
+		name string
+		run  func() ([]time.Duration, error)
+	}{
+		{"warm read, 4 KiB", reads(100_000, false)},
+		{"warm open, read, close, 4 KiB", reads(10_000, true)},
+		{"create, write of 4 KiB, close, rename, unlink", func() ([]time.Duration, error) { return changeLatencies(c.dir, 2000) }},
+	} {
 		var p50 = map[string][]float64{}
 		measure := func(name string, with bool) contestant {
 			return contestant{name, func() (float64, error) {
@@ -259,7 +265,7 @@ func (b *bench) waiters() error {
 				} else {
 					end()
 				}
-				all, err := latencies(warm, size, w.n, w.reopen)
+				all, err := w.run()
 				if err != nil {
 					return 0, err
 				}
@@ -268,12 +274,12 @@ func (b *bench) waiters() error {
 			}}
 		}
 		with := fmt.Sprintf("%d waiting", b.o.waiters)
-		r, err := b.compare("warm "+w.name+", 4 KiB, p99", "one program, alone and while others wait for cold files of the same mount", "µs", true,
+		r, err := b.compare(w.name+", p99", "one program, alone and while others wait for cold files of the same mount", "µs", true,
 			[]contestant{measure("nobody waiting", false), measure(with, true)})
 		if err != nil {
 			return err
 		}
-		half := &result{name: "warm " + w.name + ", 4 KiB, p50", how: "the same", unit: "µs", less: true, peers: r.peers, cells: map[string][]float64{}}
+		half := &result{name: w.name + ", p50", how: "the same", unit: "µs", less: true, peers: r.peers, cells: map[string][]float64{}}
 		for k, v := range p50 {
 			half.cells[k] = v[b.o.warm:]
 		}
