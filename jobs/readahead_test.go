@@ -194,6 +194,8 @@ func TestReadAheadHoldsBack(t *testing.T) {
 				defer d.h.Release()
 				d.to(1 << 20) // all of the first
 				synctest.Wait()
+				d.to(3 << 19)
+				synctest.Wait() // what is still being checked counts for the guard
 				d.to(2 << 20)
 				synctest.Wait()
 				if got := r.srv.Count(cas.OpInitiateJob); got > 2+test.ahead+1 || got < min(2+test.ahead, n) {
