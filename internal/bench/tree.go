@@ -52,6 +52,7 @@ func (b *bench) smallFiles() error {
 		b.values["small/disk "+tool.name] = r.ratio(disk)
 		b.values["small/fuse "+tool.name] = r.between(loopPass, disk)
 		b.values["small/loopback "+tool.name] = r.ratio(loopPass)
+		b.values["small/bound "+tool.name] = r.between(loopPass, rclone)
 		b.values["small/rclone "+tool.name] = r.ratio(rclone)
 	}
 	b.peaks("peak RSS after these copies", peers)
