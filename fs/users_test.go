@@ -37,12 +37,22 @@ func (u user) sh(t *testing.T, dir, script string) (string, int) {
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
+// requireRoot skips where only root could become somebody else, and fails there when CASFS_REQUIRE_FUSE is set, as it is in CI.
+func requireRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CASFS_REQUIRE_FUSE") != "" {
+		t.Fatal("needs root to become somebody else")
+	}
+	t.Skip("needs root to become somebody else")
+}
+
 // usersMount is a mount that lets everybody in, and a plain directory to compare it with.
 func usersMount(t *testing.T) (x *mounted, plain string) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to become somebody else")
-	}
+	requireRoot(t)
 	plain = t.TempDir()
 	x = mountForTest(t, local.Delays{}, func(j *jobs.Options, o *Options) {
 		j.Settle = time.Hour
@@ -193,9 +203,7 @@ func lineDiff(got, want string) string {
 
 // TestOthersStayOut: without allow_other nobody else sees the mount, root's included.
 func TestOthersStayOut(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to become somebody else")
-	}
+	requireRoot(t)
 	x := mountForTest(t, local.Delays{}, nil)
 	for d := x.dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
 		os.Chmod(d, 0o755)
@@ -216,9 +224,7 @@ func TestOthersStayOut(t *testing.T) {
 // TestSetuid: a write, truncation or change of owner by somebody without the privilege takes setuid and setgid away.
 func TestSetuid(t *testing.T) {
 	x := mountForTest(t, local.Delays{}, func(_ *jobs.Options, o *Options) { o.AllowOther = true })
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to become somebody else")
-	}
+	requireRoot(t)
 	if err := os.Chmod(filepath.Dir(x.dir), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -67,9 +67,7 @@ func TestRealFullDisk(t *testing.T) {
 		_, err := g.WriteAt(bg, data[n:], int64(n))
 		done <- err
 	}()
-	for s.Usage().Throttled == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, "a writer waits", func() bool { return s.Usage().Throttled > 0 })
 	must(t, os.Remove(filler))
 	must(t, <-done)
 	same(t, contents(t, g), data)

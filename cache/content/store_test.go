@@ -58,6 +58,18 @@ func sameFootprint(t testing.TB, dir string, disk, charged int64) {
 	}
 }
 
+// eventually waits for what another goroutine does.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("not so after a minute: %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -293,9 +305,7 @@ func TestThrottle(t *testing.T) {
 		_, err := g.WriteAt(bg, make([]byte, 4096), 0)
 		done <- err
 	}()
-	for s.Usage().Throttled == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, "a writer waits", func() bool { return s.Usage().Throttled > 0 })
 	must(t, f.Truncate(0))
 	must(t, <-done)
 	_, err = g.WriteAt(bg, make([]byte, 2<<20), 0)

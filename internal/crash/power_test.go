@@ -39,6 +39,9 @@ func system(t *testing.T, name string, args ...string) {
 func newDisk(t *testing.T, image, dir string, mib int64) *disk {
 	t.Helper()
 	if os.Geteuid() != 0 {
+		if os.Getenv("CASFS_REQUIRE_FUSE") != "" {
+			t.Fatal("mounting needs root")
+		}
 		t.Skip("mounting needs root")
 	}
 	if _, err := os.Stat("/dev/loop-control"); err != nil && os.Getenv("CASFS_REQUIRE_FUSE") == "" {
