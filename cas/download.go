@@ -60,7 +60,7 @@ func (c *Client) PollJob(ctx context.Context, vault, jobID string) (Job, error) 
 
 // WaitJob blocks until a job has finished or ctx ends. It looks at once and then after interval
 // (0: 1 s), which grows with the job's age up to a minute. An unavailable service
-// is waited for. Errors: those of PollJob except ErrNotReady.
+// is waited for. Errors: those of PollJob except ErrNotReady, and that of ctx.
 func (c *Client) WaitJob(ctx context.Context, vault, jobID string, interval time.Duration) (Job, error) {
 	if interval <= 0 {
 		interval = time.Second
@@ -68,8 +68,8 @@ func (c *Client) WaitJob(ctx context.Context, vault, jobID string, interval time
 	for most := max(interval, time.Minute); ; interval = min(interval*3/2, most) {
 		j, err := c.PollJob(ctx, vault, jobID)
 		switch {
-		case err == nil, ctx.Err() != nil:
-			return j, err
+		case err == nil:
+			return j, nil
 		case errors.Is(err, ErrNotReady):
 		case errors.Is(err, ErrUnavailable), errors.Is(err, ErrThrottled):
 			c.log.WarnContext(ctx, "waiting for a job", "job", jobID, "error", err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -291,4 +292,55 @@ func TestWaitJobOutlivesOutages(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+// endingTransport ends a context once a reply of op has been read to its end.
+type endingTransport struct {
+	http.RoundTripper
+	path string
+	end  context.CancelFunc
+}
+
+func (e endingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := e.RoundTripper.RoundTrip(r)
+	if err == nil && r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, e.path) {
+		resp.Body = endingBody{resp.Body, e.end}
+	}
+	return resp, err
+}
+
+type endingBody struct {
+	io.ReadCloser
+	end context.CancelFunc
+}
+
+func (e endingBody) Close() error {
+	defer e.end()
+	return e.ReadCloser.Close()
+}
+
+// A wait whose context ends while "not yet" is on its way back ends by the context's error.
+func TestWaitJobEndsBetweenReplyAndSleep(t *testing.T) {
+	srv := castest.New(t, local.Options{Dir: t.TempDir(), Delays: local.Delays{Inventory: time.Hour}})
+	c := srv.Client(t)
+	v, err := c.NewVault(t.Context(), "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	job, err := v.RetrieveInventory(t.Context(), cas.InventoryOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	cr := srv.Store.Credentials()
+	ending, err := cas.New(cas.Options{Endpoint: "http://cas.test", AppID: cr.AppID,
+		Credentials: cas.Credentials{SecretID: cr.SecretID, SecretKey: cr.SecretKey},
+		Transport:   endingTransport{srv.Transport(), "/jobs/" + job.ID, cancel}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ending.WaitJob(ctx, "v", job.ID, time.Minute); !errors.Is(err, context.Canceled) || errors.Is(err, cas.ErrNotReady) {
+		t.Errorf("%v", err)
+	}
 }
