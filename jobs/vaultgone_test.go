@@ -1,0 +1,337 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cache/content"
+	"github.com/casfs/casfs/cas"
+	"github.com/casfs/casfs/cas/castest"
+)
+
+// deleteVault is another tool that deletes all there is in the vault, and then the vault.
+func (r *rig) deleteVault() {
+	r.t.Helper()
+	ctx := context.Background()
+	r.abortUploads()
+	var ids []string
+	r.must(r.e.catalog.View(func(tx *catalog.Tx) error {
+		for a, err := range tx.Archives(r.vault) {
+			if err != nil {
+				return err
+			}
+			ids = append(ids, a.ID)
+		}
+		return nil
+	}))
+	for _, id := range ids {
+		if err := r.client.DeleteArchive(ctx, "v", id); err != nil && !errors.Is(err, cas.ErrNotFound) {
+			r.t.Fatal(err)
+		}
+	}
+	r.must(r.client.DeleteVault(ctx, "v"))
+}
+
+func (r *rig) makeVault() {
+	r.t.Helper()
+	_, err := r.client.CreateVault(context.Background(), "v")
+	r.must(err)
+}
+
+var goneWords = []string{"/v/f", "does not have the vault v any more", "kept on this machine", "casfs vault create v", "casfs sync"}
+
+// The vault is deleted while files wait for their upload. They stay where they are, status says what to do, and they
+// go on by themselves when the vault is there again.
+func TestVaultGoneWhileFilesWait(t *testing.T) {
+	for name, x := range refusedSizes {
+		t.Run(name, func(t *testing.T) {
+			quietly(t, func(o *Options) { o.SegmentSize = 4 << 20 }, func(t *testing.T, r *rig) {
+				data := pattern(x.size, 1)
+				ino := r.write("f", data)
+				other := r.write("g", []byte("the other one"))
+				time.Sleep(10 * time.Second)
+				r.deleteVault()
+				time.Sleep(time.Minute)
+				r.wantProblem("/v/f and 1 more", "does not have the vault v any more", "casfs vault create v", "casfs sync")
+				for _, s := range []FileStatus{r.wantState(ino, "uploading"), r.wantState(other, "uploading")} {
+					if !strings.Contains(s.Error, "casfs vault create v") {
+						t.Errorf("%+v", s)
+					}
+				}
+				r.toldOnce(ino)
+				r.expect(ino, data)
+				if err := r.e.Sync(context.Background(), nil, nil); !errors.Is(err, ErrUpload) || !strings.Contains(err.Error(), "casfs vault create v") {
+					t.Errorf("sync: %v", err)
+				}
+
+				r.reopen()
+				r.wantProblem("/v/f and 1 more", "casfs vault create v")
+				sent := r.srv.Count(cas.OpUploadArchive) + r.srv.Count(cas.OpInitiateUpload)
+				time.Sleep(time.Hour)
+				if n := r.srv.Count(cas.OpUploadArchive) + r.srv.Count(cas.OpInitiateUpload); n != sent {
+					t.Errorf("%d uploads were begun in a vault that is known to be gone", n-sent)
+				}
+				r.expect(ino, data)
+
+				r.makeVault()
+				time.Sleep(retryPermanent + time.Minute)
+				r.wantState(ino, "resident")
+				r.wantState(other, "resident")
+				r.wantNoProblem()
+				r.wantArchives(x.archives + 1)
+				r.evict(ino)
+				r.expect(ino, data)
+			})
+		})
+	}
+}
+
+// The same in the middle of an upload: between its requests, and while one is on its way.
+func TestVaultGoneWhileUploading(t *testing.T) {
+	for _, at := range []struct {
+		op   string
+		skip int
+		size string
+	}{
+		{cas.OpUploadArchive, 0, "single"}, {cas.OpInitiateUpload, 0, "parts"}, {cas.OpUploadPart, 2, "parts"}, {cas.OpCompleteUpload, 0, "parts"},
+		{cas.OpInitiateUpload, 1, "segments"}, {cas.OpUploadPart, 6, "segments"}, {cas.OpCompleteUpload, 1, "segments"},
+		{cas.OpInitiateUpload, 2, "segments"}, {cas.OpCompleteUpload, 2, "segments"},
+	} {
+		t.Run(fmt.Sprintf("%s-%d-%s", at.op, at.skip, at.size), func(t *testing.T) {
+			quietly(t, func(o *Options) { o.Parts, o.SegmentSize = 2, 4<<20 }, func(t *testing.T, r *rig) {
+				x := refusedSizes[at.size]
+				if at.size == "segments" {
+					x.size = 11 << 20 // the last one in parts, too
+				}
+				data := pattern(x.size, 1)
+				release := r.srv.Inject(castest.Fault{Op: at.op, Kind: castest.Hold, Skip: at.skip})
+				ino := r.write("f", data)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if n := r.srv.Count(at.op); n <= at.skip {
+					t.Fatalf("%d of %s", n, at.op)
+				}
+				r.deleteVault()
+				release()
+				time.Sleep(time.Minute)
+				r.wantProblem(goneWords...)
+				r.expect(ino, data)
+				r.toldOnce(ino)
+
+				// casfs sync does not wait for the next attempt.
+				r.makeVault()
+				r.must(r.e.Sync(context.Background(), []uint64{ino}, nil))
+				r.wantState(ino, "resident")
+				r.wantNoProblem()
+				r.wantArchives(x.archives)
+				r.evict(ino)
+				r.expect(ino, data)
+			})
+		})
+	}
+}
+
+// The vault is deleted and made again before anybody looks: what of a file was sent to
+// the old one is sent to the new one, too.
+func TestVaultMadeAnewWhileUploading(t *testing.T) {
+	for _, at := range []struct {
+		op   string
+		skip int
+	}{{cas.OpInitiateUpload, 1}, {cas.OpUploadPart, 6}, {cas.OpCompleteUpload, 1}, {cas.OpInitiateUpload, 2}, {cas.OpCompleteUpload, 2}} {
+		t.Run(fmt.Sprintf("%s-%d", at.op, at.skip), func(t *testing.T) {
+			quietly(t, func(o *Options) { o.Parts, o.SegmentSize = 2, 4<<20 }, func(t *testing.T, r *rig) {
+				data := pattern(11<<20, 1)
+				release := r.srv.Inject(castest.Fault{Op: at.op, Kind: castest.Hold, Skip: at.skip})
+				ino := r.write("f", data)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				r.deleteVault()
+				r.makeVault()
+				release()
+				time.Sleep(time.Minute)
+				r.sync()
+				r.wantState(ino, "resident")
+				r.wantNoProblem()
+				// What came into the new vault before that was known is in the trash.
+				_, err := r.e.Purge(context.Background(), nil)
+				r.must(err)
+				r.wantArchives(3)
+				r.evict(ino)
+				r.expect(ino, data)
+			})
+		})
+	}
+}
+
+// While a file is written that is longer than the staging area, the vault goes. Nothing leaves the disk any more,
+// the writer is told that there is no room, and goes on when there is a vault.
+func TestVaultGoneWhileStreaming(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := streamRig(t, func(o *Options) { o.virtualTime = true })
+		defer r.close()
+		ctx := context.Background()
+		data := pattern(40<<20+77, 1)
+		a, h, err := r.e.Create(ctx, someone, r.vault, "f", 0o644, OpenFlags{Write: true})
+		r.must(err)
+		at := 5 << 20
+		r.writeAll(h, data[:at], 0)
+		time.Sleep(10 * time.Second)
+		if r.srv.Count(cas.OpCompleteUpload) == 0 {
+			t.Fatal("nothing was streamed")
+		}
+		r.deleteVault()
+		r.writeAll(h, data[at:at+1<<20], int64(at))
+		at += 1 << 20
+		time.Sleep(5 * time.Second)
+		for {
+			var n int
+			n, err = h.WriteAt(ctx, someone, data[at:at+64<<10], int64(at))
+			at += n
+			if err != nil {
+				break
+			}
+		}
+		if !errors.Is(err, content.ErrNoSpace) || at < 14<<20 {
+			t.Fatalf("after %d bytes: %v", at, err)
+		}
+		r.wantProblem(goneWords...)
+		st, err := r.e.Status(ctx)
+		r.must(err)
+		if len(st.Uploads) != 1 || st.Uploads[0].Path != "/v/f" || !strings.Contains(st.Uploads[0].Error, "casfs vault create v") {
+			t.Errorf("%+v", st.Uploads)
+		}
+		r.expect(a.Ino, data[:at])
+		if err := h.Fsync(ctx, false); !errors.Is(err, ErrUpload) {
+			t.Errorf("fsync: %v", err)
+		}
+		r.must(h.Fsync(ctx, false))
+
+		r.makeVault()
+		time.Sleep(retryMost + time.Minute)
+		r.wantNoProblem()
+		r.writeAll(h, data[at:], int64(at))
+		h.Release()
+		r.must(r.e.Sync(ctx, nil, nil))
+		r.wantNoProblem()
+		r.expect(a.Ino, data)
+		r.wantClean(false)
+	})
+}
+
+// Parts of it that were dropped before the vault went are lost with it, and status says so.
+func TestVaultGoneWithStreamedBytes(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := streamRig(t, func(o *Options) { o.virtualTime = true })
+		defer r.close()
+		ctx := context.Background()
+		_, h, err := r.e.Create(ctx, someone, r.vault, "f", 0o644, OpenFlags{Write: true})
+		r.must(err)
+		r.writeAll(h, pattern(24<<20, 1), 0)
+		time.Sleep(10 * time.Second)
+		r.deleteVault()
+		r.writeAll(h, pattern(4<<20, 1), 24<<20)
+		time.Sleep(10 * time.Second)
+		r.wantProblem("/v/f", "bytes of it were in the vault v only, which was deleted at the service")
+		h.Release()
+	})
+}
+
+// A copy in the cache is the last one when its vault is gone: it stays.
+func TestVaultGoneKeepsCopies(t *testing.T) {
+	quietly(t, func(o *Options) { o.Settle = -1 }, func(t *testing.T, r *rig) {
+		ctx := context.Background()
+		ino := r.write("f", []byte("the last copy"))
+		r.sync()
+		r.deleteVault()
+		r.must(r.e.Probe(ctx)) // as every hour
+		r.wantProblem("does not have the vault v any more")
+		res, err := r.e.Evict(ctx, []uint64{ino}, false)
+		r.must(err)
+		if res.Files != 0 || len(res.Skipped) != 1 || !strings.Contains(res.Skipped[0].Reason, "the only one") {
+			t.Errorf("%+v", res)
+		}
+		r.expect(ino, []byte("the last copy"))
+	})
+}
+
+// They stay, too, when the vault was made anew, as status says: what it had before is not in it.
+func TestVaultMadeAnewKeepsCopies(t *testing.T) {
+	for _, seen := range []bool{true, false} {
+		t.Run(fmt.Sprintf("seen gone %v", seen), func(t *testing.T) {
+			quietly(t, func(o *Options) { o.Settle = -1 }, func(t *testing.T, r *rig) {
+				ctx := context.Background()
+				data := []byte("the last copy")
+				ino := r.write("f", data)
+				r.sync()
+				time.Sleep(time.Hour)
+				r.deleteVault()
+				if seen {
+					r.must(r.e.Probe(ctx))
+				}
+				r.makeVault()
+				r.must(r.e.Probe(ctx))
+				r.wantNoProblem()
+				r.reopen()
+				time.Sleep(time.Minute)
+				other := r.write("g", data)
+				r.sync()
+				stays := func() {
+					t.Helper()
+					res, err := r.e.Evict(ctx, []uint64{ino}, false)
+					r.must(err)
+					if res.Files != 0 || len(res.Skipped) != 1 || !strings.Contains(res.Skipped[0].Reason, "the only one") {
+						t.Errorf("%+v", res)
+					}
+					var local uint64
+					r.must(r.e.catalog.View(func(tx *catalog.Tx) error {
+						v, err := tx.Version(ino, 1)
+						local = v.Local
+						return err
+					}))
+					if err := r.e.recall.evictLocal(local); !errors.Is(err, errLastCopy) {
+						t.Errorf("when the cache is full: %v", err)
+					}
+					r.expect(ino, data)
+				}
+				stays()
+				// What is sent to the new vault is as anything else.
+				r.evict(other)
+				r.expect(other, data)
+				r.write("f", data)
+				r.sync()
+				r.evict(ino)
+				r.expect(ino, data)
+			})
+		})
+	}
+}
+
+// A service that does not know any more when the vault was made has not made it anew.
+func TestVaultOfUnknownDate(t *testing.T) {
+	quietly(t, func(o *Options) { o.Settle = -1 }, func(t *testing.T, r *rig) {
+		ino := r.write("f", []byte("a copy"))
+		r.sync()
+		info, err := r.client.DescribeVault(context.Background(), "v")
+		r.must(err)
+		unknown := info
+		unknown.CreationDate = time.UnixMilli(0)
+		for _, x := range []cas.VaultInfo{unknown, info} {
+			time.Sleep(time.Minute)
+			r.must(r.e.mergeVaults([]cas.VaultInfo{x}, true))
+		}
+		r.evict(ino)
+		r.expect(ino, []byte("a copy"))
+		info.CreationDate = info.CreationDate.Add(time.Second)
+		r.must(r.e.mergeVaults([]cas.VaultInfo{unknown}, true))
+		r.must(r.e.mergeVaults([]cas.VaultInfo{info}, true))
+		if res, err := r.e.Evict(context.Background(), []uint64{ino}, false); err != nil || len(res.Skipped) != 1 {
+			t.Errorf("made anew: %+v, %v", res, err)
+		}
+	})
+}
