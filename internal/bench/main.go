@@ -128,6 +128,9 @@ func run() error {
 		b.cleanUp()
 		os.Exit(1)
 	}()
+	if err := b.keepMemory(); err != nil {
+		return err
+	}
 	var failed error
 	for _, s := range sections {
 		if o.only != nil && !o.only[s.name] {

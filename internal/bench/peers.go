@@ -33,7 +33,8 @@ type bench struct {
 
 	mu     sync.Mutex
 	up     []*peer
-	closed bool // nobody is started any more
+	closed bool   // nobody is started any more
+	order  []byte // what reportingOrder was before; nil: not changed
 	clean  sync.Once
 	next   int
 }
@@ -90,10 +91,13 @@ func (b *bench) cleanUp() {
 	b.clean.Do(func() {
 		b.mu.Lock()
 		b.closed = true
-		up := append([]*peer(nil), b.up...)
+		up, order := append([]*peer(nil), b.up...), b.order
 		b.mu.Unlock()
 		for _, p := range up {
 			p.kill()
+		}
+		if order != nil {
+			os.WriteFile(reportingOrder, order, 0)
 		}
 		// When it was interrupted, somebody may still be writing.
 		for try := 0; b.ownDir && try < 10 && os.RemoveAll(b.dir) != nil; try++ {
