@@ -25,7 +25,7 @@ func (f *file) commitEmptyLocked() error {
 	if err != nil {
 		return err
 	}
-	seq, err := e.recordArchived(f, v, nil, nil, abandon)
+	seq, err := e.recordArchived(f, v, nil, nil, abandon, nil)
 	if err != nil {
 		return err
 	}
@@ -45,8 +45,9 @@ func (f *file) commitEmptyLocked() error {
 }
 
 // recordArchived is the one transaction in which a version becomes Archived.
-// It fails with errSuperseded when the version is no longer the file's.
-func (e *Engine) recordArchived(f *file, v catalog.Version, archives []catalog.Archive, uploads, abandon []catalog.Upload) (uint64, error) {
+// It fails with errSuperseded when the version is no longer the file's. With next, that becomes a staged version on
+// the same local file in the same moment.
+func (e *Engine) recordArchived(f *file, v catalog.Version, archives []catalog.Archive, uploads, abandon []catalog.Upload, next *catalog.Version) (uint64, error) {
 	now := time.Now()
 	want, dirty := f.inode, f.dirty
 	var drop []uint64
@@ -107,7 +108,15 @@ func (e *Engine) recordArchived(f *file, v catalog.Version, archives []catalog.A
 				return err
 			}
 		}
-		return tx.PutVersion(v)
+		if next == nil {
+			return tx.PutVersion(v)
+		}
+		*next = catalog.Version{Ino: f.ino, V: v.V + 1, State: catalog.Staged, Local: v.Local, Size: i.Size, Mtime: i.Mtime, StagedAt: now.UnixNano()}
+		i.Version = next.V
+		want = i
+		old := v
+		old.Local, old.Complete = 0, false
+		return errors.Join(tx.PutInode(i), tx.PutVersion(old), tx.PutVersion(*next))
 	})
 	if err != nil {
 		return 0, err
@@ -173,7 +182,13 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 	// Streamed: parts of it were dropped as their archives were recorded. The record names the rest until it
 	// is gone, or after a crash nobody would know whose it is.
 	punched := !v.Complete
-	seq, err := e.recordArchived(f, v, archives, j.segs, nil)
+	// Whoever has the descriptor for writing may have it mapped: what is stored from now on is no part of this version,
+	// and no moment may pass in which it would count as that, nor in which there is no room to record it.
+	var next *catalog.Version
+	if f.fds > 0 && f.writers > 0 && v.Complete {
+		next = &catalog.Version{}
+	}
+	seq, err := e.recordArchived(f, v, archives, j.segs, nil, next)
 	if err != nil {
 		f.mu.Unlock()
 		if errors.Is(err, errSuperseded) {
@@ -182,7 +197,10 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 		return err
 	}
 	f.ver, f.seq = v, seq
-	f.expectMoreLocked()
+	if next != nil {
+		f.ver, f.stream = *next, nil
+		f.expected = &expected{old: v, writes: f.writes, mtimeSet: f.mtimeSet}
+	}
 	if punched {
 		// At once: nothing may be built on this one any more.
 		f.replaceLocalLocked(nil)

@@ -393,24 +393,10 @@ func (f *file) expectStoresLocked() error {
 	return nil
 }
 
-// expected is what expectStoresLocked did, to be undone when no store came.
+// expected is what expectStoresLocked did, or the commit of a file that is mapped, to be undone when no store came.
 type expected struct {
 	old              catalog.Version
 	writes, mtimeSet uint64
-}
-
-// expectMoreLocked is expectStoresLocked for a version that became archived under the hands of whoever
-// has the descriptor for writing: what is stored through a mapping from now on is no part of it.
-func (f *file) expectMoreLocked() {
-	if f.fds == 0 || f.writers == 0 || f.local == nil || !f.local.Verified(0, f.ver.Size) {
-		return
-	}
-	old := f.ver
-	if err := f.supersedeLocked(0, 0); err != nil {
-		f.e.log.Error("stores into a mapped file would not be seen until it is opened anew", "path", f.e.path(f.ino), "err", err)
-		return
-	}
-	f.expected = &expected{old: old, writes: f.writes, mtimeSet: f.mtimeSet}
 }
 
 // unchangedLocked reports whether the version was made for stores that have not come, yet: it is in the vault, under the number before.

@@ -2,10 +2,15 @@ package jobs
 
 import (
 	"context"
+	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/casfs/casfs/cache/catalog"
 )
 
 // Stores through a shared mapping come past the engine, also when the file was archived meanwhile (casfs sync) under
@@ -72,4 +77,67 @@ func TestStoresIntoAMappedFileThatWasSynced(t *testing.T) {
 			r.expect(ino, data)
 		})
 	}
+}
+
+// The same when the disk is so full that the catalog records what was archived, and nothing else.
+func TestStoresIntoAMappedFileOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, "size=400m"); err != nil {
+		if os.Getenv("CASFS_REQUIRE_FUSE") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	r := newRig(t, func(o *Options) { o.Settle, o.StateDir = time.Hour, filepath.Join(dir, "state") })
+	ctx := context.Background()
+	data := pattern(300<<10, 1)
+	ino := r.write("f", data)
+	r.sync()
+	reader, err := r.e.Open(ctx, someone, ino, OpenFlags{Read: true})
+	r.must(err)
+	h, err := r.e.Open(ctx, someone, ino, OpenFlags{Read: true, Write: true})
+	r.must(err)
+	store := func(off int64, text string) {
+		t.Helper()
+		if _, err := unix.Pwrite(h.Fd(), []byte(text), off); err != nil {
+			t.Fatal(err)
+		}
+		copy(data[off:], text)
+	}
+	store(1000, "before it was archived")
+
+	filler, err := os.Create(filepath.Join(dir, "filler"))
+	r.must(err)
+	defer filler.Close()
+	var st unix.Statfs_t
+	r.must(unix.Statfs(dir, &st))
+	r.must(unix.Fallocate(int(filler.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-40<<20))
+	changes := func() error {
+		_, err := r.e.catalog.Update(func(tx *catalog.Tx) error { return tx.PutMeta("test", []byte{1}) })
+		return err
+	}
+	eventually(t, func() bool { return errors.Is(changes(), catalog.ErrNoSpace) })
+	r.e.up.enqueue(ino)
+	eventually(t, func() bool {
+		_, _, busy := r.e.up.active(ino)
+		return !busy
+	})
+	var v catalog.Version
+	r.must(r.e.catalog.View(func(tx *catalog.Tx) (err error) {
+		v, err = tx.Version(ino, 2)
+		return err
+	}))
+	if v.State != catalog.Archived {
+		t.Fatalf("%+v", v)
+	}
+	store(2000, "after it was archived")
+	r.must(filler.Truncate(0))
+	eventually(t, func() bool { return changes() == nil })
+	h.Release()
+	reader.Release()
+	r.expect(ino, data)
+	r.sync()
+	r.evict(ino)
+	r.expect(ino, data)
 }
