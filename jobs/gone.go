@@ -45,8 +45,24 @@ func (e *Engine) vaultGone(vault uint64) (gone bool, name string, err error) {
 	return gone, name, err
 }
 
-// lastCopy reports whether the vault has nothing of an archived version any more, as far as is known: it is gone, or was made
-// anew since, and no inventory has listed an archive of the version after that.
+// anewTx returns when a vault was last seen to be another one under the same name, in ns; 0: never.
+func anewTx(tx *catalog.Tx, vault uint64) (int64, error) {
+	b, err := tx.Meta(metaAnew(vault))
+	if errors.Is(err, catalog.ErrNotExist) || err == nil && len(b) == 0 {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	at, err := strconv.ParseInt(string(b), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", metaAnew(vault), err)
+	}
+	return at, nil
+}
+
+// lastCopy reports whether the vault has not all of an archived version any more, as far as is known: it is gone, or was made
+// anew since, and no inventory has listed an archive of the version after that; or the inventories do not list one that they should.
 func (e *Engine) lastCopy(vault uint64, v catalog.Version) (last bool, err error) {
 	err = e.catalog.View(func(tx *catalog.Tx) error {
 		rec, err := tx.Vault(vault)
@@ -54,23 +70,16 @@ func (e *Engine) lastCopy(vault uint64, v catalog.Version) (last bool, err error
 			last = rec.Gone
 			return err
 		}
-		b, err := tx.Meta(metaAnew(vault))
-		if errors.Is(err, catalog.ErrNotExist) || err == nil && len(b) == 0 {
-			return nil
-		}
+		anew, err := anewTx(tx, vault)
 		if err != nil {
 			return err
-		}
-		anew, err := strconv.ParseInt(string(b), 10, 64)
-		if err != nil {
-			return fmt.Errorf("%s: %w", metaAnew(vault), err)
 		}
 		for _, x := range v.Extents {
 			a, err := tx.Archive(x.Archive)
 			if err != nil && !errors.Is(err, catalog.ErrNotExist) {
 				return err
 			}
-			last = last || err != nil || max(a.Created, a.Confirmed) < anew
+			last = last || err != nil || max(a.Created, a.Confirmed) < anew || a.State == catalog.Missing || a.State == catalog.Deleted
 		}
 		return nil
 	})
@@ -118,7 +127,7 @@ func (e *Engine) askVault(ctx context.Context, name string) error {
 	}
 	e.problem("vault/"+name, goneProblem(name))
 	// Its archives went with it: what of them is still here must not leave the disk.
-	e.sendAgain(vault, name)
+	e.sendAgain(vault, name, true)
 	return fmt.Errorf("%w; make it again (casfs vault create %s), or move the files to another: %w", errVaultGone, name, err)
 }
 
@@ -126,7 +135,7 @@ func (e *Engine) askVault(ctx context.Context, name string) error {
 func (e *Engine) vaultReturned(vault uint64, name string, anew bool) {
 	if anew {
 		e.log.Warn("a vault was deleted at the service and made again; the archives it had are gone", "vault", name)
-		e.sendAgain(vault, name)
+		e.sendAgain(vault, name, true)
 	}
 	e.up.hurry(vault)
 	for _, f := range e.liveFiles() {
@@ -167,24 +176,39 @@ func (u *uploader) hurry(vault uint64) {
 }
 
 // sendAgain gives up the archives of segments whose files are not archived yet, for their vault is
-// gone: what is still in staging is uploaded anew, and what is not is reported.
-func (e *Engine) sendAgain(vault uint64, name string) {
+// gone, or they went with the one that had its name before: what is still in staging is uploaded anew, and what is not
+// is reported. Of them all, or of those that wentBefore tells: it has to be done again when it was cut short.
+func (e *Engine) sendAgain(vault uint64, name string, all bool) error {
 	if e.opts.ReadOnly {
-		return
+		return nil
 	}
-	sent := map[uint64]bool{}
+	lost := map[uint64]map[string]bool{} // intents by file
 	err := e.catalog.View(func(tx *catalog.Tx) error {
+		anew, err := anewTx(tx, vault)
+		if err != nil {
+			return err
+		}
 		for u, err := range tx.Uploads() {
 			if err != nil {
 				return err
 			}
-			if u.Vault == vault && u.State == catalog.Sent {
-				sent[u.Ino] = true
+			if u.Vault != vault || u.State != catalog.Sent {
+				continue
+			}
+			a, err := tx.Archive(u.Archive)
+			if err != nil && !errors.Is(err, catalog.ErrNotExist) {
+				return err
+			}
+			if all || err != nil || a.Created < anew {
+				if lost[u.Ino] == nil {
+					lost[u.Ino] = map[string]bool{}
+				}
+				lost[u.Ino][u.Intent] = true
 			}
 		}
 		return nil
 	})
-	for ino := range sent {
+	for ino, intents := range lost {
 		f, aerr := e.acquire(ino)
 		if aerr != nil {
 			if !errors.Is(aerr, catalog.ErrNotExist) {
@@ -193,10 +217,10 @@ func (e *Engine) sendAgain(vault uint64, name string) {
 			continue
 		}
 		f.mu.Lock()
-		lost, serr := f.sendAgainLocked()
+		n, serr := f.sendAgainLocked(intents)
 		f.mu.Unlock()
-		if lost > 0 {
-			e.problem(lostWithVault(ino), fmt.Sprintf("%s: %d bytes of it were in the vault %s only, which was deleted at the service; the rest of it is here", e.path(ino), lost, name))
+		if n > 0 {
+			e.problem(lostWithVault(ino), fmt.Sprintf("%s: %d bytes of it were in the vault %s only, which was deleted at the service; the rest of it is here", e.path(ino), n, name))
 		}
 		err = errors.Join(err, serr)
 		f.put()
@@ -204,13 +228,34 @@ func (e *Engine) sendAgain(vault uint64, name string) {
 	if err != nil {
 		e.log.Error("taking back what was sent to a vault that is gone", "vault", name, "err", err)
 	}
+	return err
+}
+
+// wentBefore reports whether an archive went with a vault that had the name before. Who learns that a vault was made anew
+// sends again what was sent; but he may have been killed on the way, or there was no room to record it.
+func (e *Engine) wentBefore(vault uint64, archives ...uint64) (went bool, err error) {
+	err = e.catalog.View(func(tx *catalog.Tx) error {
+		anew, err := anewTx(tx, vault)
+		if err != nil || anew == 0 {
+			return err
+		}
+		for _, num := range archives {
+			a, err := tx.Archive(num)
+			if err != nil && !errors.Is(err, catalog.ErrNotExist) {
+				return err
+			}
+			went = went || err != nil || a.Created < anew
+		}
+		return nil
+	})
+	return went, err
 }
 
 // lostWithVault is the subject of the problem that a vault took bytes along.
 func lostWithVault(ino uint64) string { return fmt.Sprintf("vault.lost/%d", ino) }
 
-// sendAgainLocked takes the segments back that are in the vault and in staging, and returns how many bytes are in the vault only.
-func (f *file) sendAgainLocked() (lost int64, err error) {
+// sendAgainLocked takes segments back that were in the vault and are in staging, and returns how many bytes were in the vault only.
+func (f *file) sendAgainLocked(intents map[string]bool) (lost int64, err error) {
 	for f.awaitConvLocked() {
 	}
 	if f.gone || !f.stagingLocked() || f.local == nil {
@@ -222,7 +267,7 @@ func (f *file) sendAgainLocked() (lost int64, err error) {
 	}
 	for _, u := range ups {
 		switch {
-		case u.State != catalog.Sent:
+		case u.State != catalog.Sent || !intents[u.Intent]:
 		case f.droppedLocked(u.Off, u.Size):
 			lost += u.Size
 		case f.ver.State == catalog.Uploading:

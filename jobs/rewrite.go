@@ -136,20 +136,32 @@ func (e *Engine) dropStreamed(f *file, s *stream, v uint64) error {
 	vault := f.inode.Vault
 	f.mu.Unlock()
 	// Gone at the service: then this is the only copy.
-	if gone, _, err := e.vaultGone(vault); err != nil || gone {
+	gone, name, err := e.vaultGone(vault)
+	if err != nil || gone {
 		return err
 	}
 	f.mu.Lock()
 	for f.awaitConvLocked() {
 	}
 	var drop []*segment
+	var nums []uint64
 	if f.stream == s && f.ver.V == v && f.ver.State == catalog.Staged && f.fds == 0 && f.local != nil {
 		for _, g := range s.segs {
 			if g.up.State == catalog.Sent && !g.dropped && !f.busyLocked(g.up.Off, g.up.Size) {
-				g.dropped = true
 				drop = append(drop, g)
+				nums = append(nums, g.up.Archive)
 			}
 		}
+	}
+	if went, err := e.wentBefore(vault, nums...); went || err != nil {
+		f.mu.Unlock()
+		if err == nil {
+			err = e.sendAgain(vault, name, false)
+		}
+		return err
+	}
+	for _, g := range drop {
+		g.dropped = true
 	}
 	l := f.local
 	if len(drop) == 0 {
@@ -160,7 +172,7 @@ func (e *Engine) dropStreamed(f *file, s *stream, v uint64) error {
 	mtime, merr := l.Mtime()
 	n := 0
 	// No change begins and nothing is sealed meanwhile.
-	err := f.gateLocked(func() error {
+	err = f.gateLocked(func() error {
 		// The archives must be on record durably before their bytes go.
 		if err := e.catalog.Barrier(context.Background(), 0); err != nil {
 			return err

@@ -60,8 +60,25 @@ func (e *Engine) upload(ctx context.Context, t *task) error {
 		if err := onlyGone(e.askVault(ctx, j.segs[0].VaultName)); err != nil {
 			return err
 		}
+		if err := e.sentBefore(j, archives); err != nil {
+			return err
+		}
 	}
 	return e.commit(ctx, j, archives)
+}
+
+// sentBefore sees to it that segments that went with a vault that had the name before are sent again: the commit finds
+// another version then.
+func (e *Engine) sentBefore(j *sealed, archives []catalog.Archive) error {
+	nums := make([]uint64, len(archives))
+	for i, a := range archives {
+		nums[i] = a.Num
+	}
+	vault := j.segs[0].Vault
+	if went, err := e.wentBefore(vault, nums...); err != nil || !went {
+		return err
+	}
+	return e.sendAgain(vault, j.segs[0].VaultName, false)
 }
 
 func contains(list []string, s string) bool {

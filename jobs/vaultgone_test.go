@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -333,5 +334,113 @@ func TestVaultOfUnknownDate(t *testing.T) {
 		if res, err := r.e.Evict(context.Background(), []uint64{ino}, false); err != nil || len(res.Skipped) != 1 {
 			t.Errorf("made anew: %+v, %v", res, err)
 		}
+	})
+}
+
+// noteAnew records what a mount does that finds the vault made anew, and is killed, or finds the disk full, before it does
+// anything about it.
+func (r *rig) noteAnew() {
+	r.t.Helper()
+	info, err := r.client.DescribeVault(context.Background(), "v")
+	r.must(err)
+	_, err = r.e.catalog.Reclaim(func(tx *catalog.Tx) error {
+		v, err := tx.VaultByName("v")
+		if err != nil {
+			return err
+		}
+		v.Created = info.CreationDate.UnixNano()
+		return errors.Join(tx.PutVault(v), tx.PutMeta(metaAnew(v.Ino), strconv.AppendInt(nil, time.Now().UnixNano(), 10)))
+	})
+	r.must(err)
+}
+
+// Who learns that the vault was made anew, and is killed right after it has recorded that, sends again all the same what
+// was sent before: an archive that went with the old vault is no part of a file.
+func TestVaultMadeAnewAndKilled(t *testing.T) {
+	quietly(t, func(o *Options) { o.Parts, o.SegmentSize = 2, 4<<20 }, func(t *testing.T, r *rig) {
+		data := pattern(11<<20, 1)
+		release := r.srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Hold, Skip: 6})
+		ino := r.write("f", data)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		r.deleteVault()
+		r.makeVault()
+		r.noteAnew()
+		r.close()
+		release()
+		r.open()
+		r.sync()
+		_, err := r.e.Purge(context.Background(), nil)
+		r.must(err)
+		r.wantArchives(3)
+		r.evict(ino)
+		r.expect(ino, data)
+	})
+}
+
+// The same with a file that is being written: nothing of it leaves the disk for the sake of an archive of the old vault.
+func TestVaultMadeAnewWhileStreaming(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := streamRig(t, func(o *Options) { o.virtualTime = true })
+		defer r.close()
+		ctx := context.Background()
+		data := pattern(40<<20+77, 1)
+		a, h, err := r.e.Create(ctx, someone, r.vault, "f", 0o644, OpenFlags{Write: true})
+		r.must(err)
+		at := 5 << 20
+		r.writeAll(h, data[:at], 0)
+		time.Sleep(10 * time.Second)
+		if r.srv.Count(cas.OpCompleteUpload) == 0 {
+			t.Fatal("nothing was streamed")
+		}
+		r.deleteVault()
+		r.makeVault()
+		r.noteAnew()
+		for at < len(data) {
+			n := min(len(data)-at, 1<<20)
+			r.writeAll(h, data[at:at+n], int64(at))
+			at += n
+			time.Sleep(time.Second)
+		}
+		h.Release()
+		r.must(r.e.Sync(ctx, nil, nil))
+		r.wantNoProblem()
+		r.expect(a.Ino, data)
+		r.wantClean(false)
+	})
+}
+
+// A file that was opened for stores that did not come is the one that was archived, and its local copy the last one when
+// the archive is missing: also when that was found while the file was open.
+func TestMissingWhileOpenForStores(t *testing.T) {
+	quietly(t, func(o *Options) { o.Settle = -1 }, func(t *testing.T, r *rig) {
+		ctx := context.Background()
+		data := []byte("the last copy")
+		ino := r.write("f", data)
+		r.sync()
+		reader, err := r.e.Open(ctx, someone, ino, OpenFlags{Read: true})
+		r.must(err)
+		writer, err := r.e.Open(ctx, someone, ino, OpenFlags{Read: true, Write: true})
+		r.must(err)
+		if !writer.Local() {
+			t.Fatal("the writer has no descriptor: this tests nothing")
+		}
+		var num uint64
+		r.must(r.e.catalog.View(func(tx *catalog.Tx) error {
+			v, err := tx.Version(ino, 1)
+			num = v.Extents[0].Archive
+			return err
+		}))
+		// As two inventories that do not list it.
+		r.must(r.e.setArchiveState(num, catalog.Missing))
+		r.e.recall.markDamaged(verKey{ino, 1}, missingText)
+		writer.Release()
+		reader.Release()
+		res, err := r.e.Evict(ctx, []uint64{ino}, false)
+		r.must(err)
+		if res.Files != 0 || len(res.Skipped) != 1 || !strings.Contains(res.Skipped[0].Reason, "the only one") {
+			t.Errorf("%+v", res)
+		}
+		r.expect(ino, data)
 	})
 }
