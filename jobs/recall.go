@@ -195,7 +195,7 @@ func (r *recaller) load() error {
 		if err := r.guard.load(tx); err != nil {
 			return err
 		}
-		return r.waves.load(tx)
+		return r.waves.load(tx, r.log)
 	})
 	if err != nil {
 		return fmt.Errorf("retrievals: %w", err)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -15,7 +16,7 @@ import (
 
 func inosMeta(id uint64, chunk int) string { return fmt.Sprintf("recall.request.%d.%d", id, chunk) }
 
-func (w *waves) load(tx *catalog.Tx) error {
+func (w *waves) load(tx *catalog.Tx, log *slog.Logger) error {
 	b, err := tx.Meta(wavesMeta)
 	if errors.Is(err, catalog.ErrNotExist) || err == nil && len(b) == 0 {
 		return nil
@@ -27,10 +28,18 @@ func (w *waves) load(tx *catalog.Tx) error {
 	if err := json.Unmarshal(b, &recs); err != nil {
 		return fmt.Errorf("recall requests: %w", err)
 	}
+requests:
 	for _, rec := range recs {
+		w.nextID = max(w.nextID, rec.ID+1)
 		bk := newBulk(rec, nil)
 		for i := range rec.Chunks {
 			b, err := tx.Meta(inosMeta(rec.ID, i))
+			if errors.Is(err, catalog.ErrNotExist) {
+				// What was asked for already has records of its own; the rest has to be asked for again. No reason not to mount.
+				log.Error("a recall is forgotten, for the list of its files is missing", "request", rec.ID)
+				w.save = true
+				continue requests
+			}
 			if err != nil {
 				return fmt.Errorf("recall request %d: %w", rec.ID, err)
 			}
@@ -41,43 +50,27 @@ func (w *waves) load(tx *catalog.Tx) error {
 			bk.inos = append(bk.inos, inos...)
 		}
 		w.bulks = append(w.bulks, bk)
-		w.nextID = max(w.nextID, rec.ID+1)
 	}
 	return nil
 }
 
 // saveWaves records the requests and how far each has come: up to the first file whose
-// retrieval is not recorded yet.
+// retrieval is not recorded yet. What it records is looked up within the change: what came before would
+// overwrite what others recorded meanwhile, and name lists that are deleted.
 func (r *recaller) saveWaves() {
 	w := &r.waves
 	r.mu.Lock()
-	if !w.save {
-		r.mu.Unlock()
+	save := w.save
+	r.mu.Unlock()
+	if !save {
 		return
 	}
-	unsaved := make(map[uint64]struct{})
-	for key, rts := range r.byKey {
-		for _, rt := range rts {
-			if rt.rec.ID == 0 {
-				unsaved[key.ino] = struct{}{}
-			}
-		}
-	}
-	recs := make([]bulkRecord, 0, len(w.bulks))
-	for _, b := range w.bulks {
-		for len(b.queued) > 0 {
-			if _, ok := unsaved[b.queued[0].Ino]; ok {
-				break
-			}
-			b.rec.Frontier = b.queued[0]
-			b.queued = b.queued[1:]
-		}
-		recs = append(recs, b.rec)
-	}
-	gone := w.gone
-	w.gone, w.save = nil, len(unsaved) > 0
-	r.mu.Unlock()
+	var gone []bulkRecord
 	_, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
+		r.mu.Lock()
+		recs := r.progressLocked()
+		gone, w.gone = append(gone, w.gone...), nil
+		r.mu.Unlock()
 		for _, rec := range gone {
 			for i := range rec.Chunks {
 				if err := tx.PutMeta(inosMeta(rec.ID, i), nil); err != nil {
@@ -93,6 +86,31 @@ func (r *recaller) saveWaves() {
 		w.gone, w.save = append(gone, w.gone...), true
 		r.mu.Unlock()
 	}
+}
+
+// progressLocked returns what is to be recorded of the requests now.
+func (r *recaller) progressLocked() (recs []bulkRecord) {
+	w := &r.waves
+	unsaved := make(map[uint64]struct{})
+	for key, rts := range r.byKey {
+		for _, rt := range rts {
+			if rt.rec.ID == 0 {
+				unsaved[key.ino] = struct{}{}
+			}
+		}
+	}
+	for _, b := range w.bulks {
+		for len(b.queued) > 0 {
+			if _, ok := unsaved[b.queued[0].Ino]; ok {
+				break
+			}
+			b.rec.Frontier = b.queued[0]
+			b.queued = b.queued[1:]
+		}
+		recs = append(recs, b.rec)
+	}
+	w.save = len(unsaved) > 0
+	return recs
 }
 
 func putRequests(tx *catalog.Tx, recs []bulkRecord) error {

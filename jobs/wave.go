@@ -157,6 +157,7 @@ func (w *waves) fetchedLocked(key verKey, n int64) {
 func (r *recaller) waveLoop(ctx context.Context) {
 	w := &r.waves
 	var saved time.Time
+	left := false // what could not be recorded, or not all of it
 	for {
 		r.mu.Lock()
 		r.reapWavesLocked()
@@ -171,12 +172,15 @@ func (r *recaller) waveLoop(ctx context.Context) {
 		}
 		r.mu.Lock()
 		idle := len(w.bulks) == 0
-		due := w.save && (idle || time.Since(saved) >= waveSave)
+		due := w.save && (idle && !left || time.Since(saved) >= waveSave)
 		later := w.save && !due
 		r.mu.Unlock()
 		if due {
 			r.saveWaves()
 			saved = time.Now()
+			r.mu.Lock()
+			left = w.save
+			r.mu.Unlock()
 			continue
 		}
 		var again <-chan time.Time

@@ -3,9 +3,11 @@ package jobs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -441,4 +443,83 @@ func TestWavesFitTheLink(t *testing.T) {
 		t.Logf("%v", time.Since(began))
 		r.jobs(n)
 	})
+}
+
+// notRun opens the rig's state without the work in the background.
+func (r *rig) notRun() {
+	r.t.Helper()
+	r.close()
+	r.openWith(func(*Engine) bool { return false })
+}
+
+// TestRecallsRecordedBesideEachOther: progress is recorded while somebody asks for another recall; that one is not forgotten.
+func TestRecallsRecordedBesideEachOther(t *testing.T) {
+	r := newRig(t, nil)
+	ino := r.write("f", []byte("f"))
+	r.sync()
+	r.notRun()
+	rc := r.e.recall
+	w := &rc.waves
+	w.save = true
+	saving := func() bool {
+		rc.mu.Lock()
+		defer rc.mu.Unlock()
+		return w.save
+	}
+	saved := make(chan struct{})
+	_, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
+		go func() {
+			defer close(saved)
+			rc.saveWaves()
+		}()
+		for began := time.Now(); saving() && time.Since(began) < 100*time.Millisecond; {
+			runtime.Gosched() // it should wait for its turn before it looks
+		}
+		// As request does.
+		b := newBulk(bulkRecord{ID: 7, Chunks: 1}, []uint64{ino})
+		rc.mu.Lock()
+		w.bulks = append(w.bulks, b)
+		rc.mu.Unlock()
+		return errors.Join(putInos(tx, 7, b.inos), putRequests(tx, []bulkRecord{b.rec}))
+	})
+	r.must(err)
+	<-saved
+	r.notRun()
+	if n := len(r.e.recall.waves.bulks); n != 1 {
+		t.Errorf("%d recalls are known after a restart, want 1", n)
+	}
+}
+
+// TestRecallWithoutItsList: a request whose list of files is missing keeps nobody from mounting.
+func TestRecallWithoutItsList(t *testing.T) {
+	r := newRig(t, nil)
+	ino := r.write("f", []byte("f"))
+	r.sync()
+	r.notRun()
+	_, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
+		return errors.Join(putInos(tx, 8, []uint64{ino}), putRequests(tx, []bulkRecord{{ID: 7, Chunks: 1}, {ID: 8, Chunks: 1}}))
+	})
+	r.must(err)
+	r.notRun()
+	if w := &r.e.recall.waves; len(w.bulks) != 1 || w.bulks[0].rec.ID != 8 || w.nextID != 9 {
+		t.Errorf("%d recalls, the next is %d", len(w.bulks), w.nextID)
+	}
+}
+
+// TestProgressIsNotRecordedAllTheTime: not while something waits for its own record, nor while there is no room for any.
+func TestProgressIsNotRecordedAllTheTime(t *testing.T) {
+	r := newRig(t, nil)
+	rc := r.e.recall
+	rc.mu.Lock()
+	rc.byKey[verKey{1 << 40, 1}] = []*retrieval{{}}
+	rc.waves.save = true
+	rc.waves.kick()
+	rc.mu.Unlock()
+	first := r.e.catalog.Durable()
+	for began := time.Now(); time.Since(began) < 300*time.Millisecond; {
+		r.must(r.e.catalog.Barrier(context.Background(), 0))
+		if n := r.e.catalog.Durable() - first; n > 50 {
+			t.Fatalf("%d records in %v", n, time.Since(began))
+		}
+	}
 }
