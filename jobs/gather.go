@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ func forked(a, b gathered) bool {
 	return a.V < b.V && a.Created > b.Created && b.Created != 0 && a.Segs <= 1 && b.Segs <= 1
 }
 
-// fork is where a history of a file parts: a version number was given out a second time then.
+// fork is where a history of a file parts: a version number that had been given out, or passed, was given out again then.
 type fork struct {
 	v  uint64
 	at int64
@@ -67,19 +68,17 @@ type fork struct {
 
 // forks returns where the histories of the archives known so far part.
 func (g *gathering) forks() (list []fork) {
-	first := make(map[uint64]int64)
-	for _, p := range g.Parts {
+	parts := slices.Clone(g.Parts)
+	slices.SortStableFunc(parts, func(a, b gathered) int { return cmp.Compare(a.Created, b.Created) })
+	var most uint64
+	for _, p := range parts {
 		if p.Segs > 1 || p.Created == 0 {
 			continue
 		}
-		at, twice := first[p.V]
-		if twice {
-			list = append(list, fork{p.V, max(at, p.Created)})
-			at = min(at, p.Created)
-		} else {
-			at = p.Created
+		if p.V <= most {
+			list = append(list, fork{p.V, p.Created})
 		}
-		first[p.V] = at
+		most = max(most, p.V)
 	}
 	return list
 }
@@ -181,6 +180,9 @@ func (m *merger) gather(tx *catalog.Tx, a catalog.Archive, md Metadata, now time
 		if err := m.beside(tx, a, md, old, now); err != nil {
 			return err
 		}
+		if g.Ino != 0 {
+			m.newer[key] = true // what was taken for an older version of it may be one of this history
+		}
 		return putGathering(tx, key, g)
 	}
 	g.Parts = append(g.Parts, part)
@@ -270,7 +272,8 @@ func (m *merger) supersede(tx *catalog.Tx, g *gathering, parts []gathered, now t
 			return err
 		}
 		md, described := parseDescription(a.Description)
-		if a.State == catalog.Live && described && slices.ContainsFunc(forks, func(f fork) bool { return f.parts(p, parts[0]) }) {
+		put := a.State == catalog.Trash && a.Ino == 0 // by an earlier inventory, or an earlier part of this one
+		if (a.State == catalog.Live || put) && described && slices.ContainsFunc(forks, func(f fork) bool { return f.parts(p, parts[0]) }) {
 			// It was found before what tells that it is none.
 			p.Beside = true
 			other, err := tx.Archive(parts[0].Num)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
+	"github.com/casfs/casfs/cas"
 )
 
 // newMachine throws the state directory away.
@@ -398,6 +399,70 @@ func TestRebuildAfterRollback(t *testing.T) {
 		r.inventory()
 		if again := r.archives(); !maps.Equal(again, before) {
 			t.Errorf("another inventory makes %v of %v", again, before)
+		}
+	})
+}
+
+// TestRebuildInAnyOrder: two histories of a file in which no version number is the same, since not every
+// version became an archive. Both end with an archive that nothing replaces, however the inventory is sorted, and cut.
+func TestRebuildInAnyOrder(t *testing.T) {
+	type made struct {
+		v, hour uint64
+	}
+	// 1, then 5 before and 2 and 6 after an older state directory was restored.
+	all := []made{{1, 1}, {5, 2}, {2, 3}, {6, 4}}
+	var orders [][]made
+	var permute func(head, rest []made)
+	permute = func(head, rest []made) {
+		if len(rest) == 0 {
+			orders = append(orders, slices.Clone(head))
+		}
+		for i, x := range rest {
+			permute(append(slices.Clone(head), x), slices.Delete(slices.Clone(rest), i, i+1))
+		}
+	}
+	permute(nil, all)
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		rc := r.e.recall
+		began := time.Now()
+		time.Sleep(24 * time.Hour)
+		for k, order := range orders {
+			for _, batch := range []int{1, 2, 4} {
+				name := fmt.Sprintf("f%d-%d", k, batch)
+				m := merger{r: rc, inv: &inventory{ino: r.vault, name: "v", first: true}, stamp: time.Now().UnixNano()}
+				for i, x := range order {
+					data := blob(fmt.Sprint(name, x), 100+int(x.v))
+					md := Metadata{Intent: fmt.Sprintf("01234567%s-%d-%d", name, x.v, x.hour), Ino: uint64(1000 + 10*k + batch), Born: 7, V: x.v,
+						Size: int64(len(data)), Mode: 0o644, Path: name}
+					if err := m.add(cas.InventoryEntry{
+						ArchiveID: fmt.Sprint(name, "-v", x.v), Size: int64(len(data)), TreeHash: cas.TreeHash(data),
+						CreationDate: began.Add(time.Duration(x.hour) * time.Hour), Description: formatDescription(md),
+					}); err != nil {
+						t.Fatal(err)
+					}
+					if (i+1)%batch == 0 {
+						if err := m.flush(); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				for _, v := range []int{5, 6} {
+					err := r.e.catalog.View(func(tx *catalog.Tx) error {
+						a, err := tx.ArchiveByID(r.vault, fmt.Sprint(name, "-v", v))
+						if err != nil {
+							return err
+						}
+						if used, err := inUse(tx, a); err != nil || !used || a.State != catalog.Live {
+							t.Errorf("%v, %d at once: version %d is in use %v, state %d, %v", order, batch, v, used, a.State, err)
+						}
+						return nil
+					})
+					if err != nil {
+						t.Error(err)
+					}
+				}
+			}
 		}
 	})
 }
