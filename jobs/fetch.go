@@ -33,6 +33,7 @@ type flight struct {
 	local    *content.File
 	job      string
 	jobRange cas.Range
+	large    bool
 }
 
 // wakeFetchersLocked has the workers look for work.
@@ -192,7 +193,7 @@ func (r *recaller) aheadLocked(rt *retrieval) (cas.Range, bool) {
 
 func (r *recaller) flyLocked(ctx context.Context, rt *retrieval, p cas.Range, demanded bool) *flight {
 	rt.rec.State = catalog.Fetching
-	f := &flight{rt: rt, rng: p, demanded: demanded, local: rt.local, job: rt.rec.JobID, jobRange: rt.jobRange,
+	f := &flight{rt: rt, rng: p, demanded: demanded, local: rt.local, job: rt.rec.JobID, jobRange: rt.jobRange, large: rt.large,
 		cancel: func() {}}
 	r.inflight = append(r.inflight, f)
 	return f

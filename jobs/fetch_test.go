@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cas"
 	"github.com/casfs/casfs/cas/castest"
 )
@@ -66,4 +67,22 @@ func TestRestartFetchesWhatIsMissing(t *testing.T) {
 			t.Errorf("%d ranges were fetched, of %d", got, pieces)
 		}
 	})
+}
+
+// TestRoomBesideAnotherPiece: room is made for one piece while another of the same retrieval finds none, and says so.
+func TestRoomBesideAnotherPiece(t *testing.T) {
+	r := newRig(t, nil)
+	rc := r.e.recall
+	rt := rc.newRetrieval(catalog.Archive{Num: 1}, catalog.Extent{}, 0, catalog.Retrieval{})
+	noted := make(chan struct{})
+	go func() {
+		defer close(noted)
+		rc.mu.Lock()
+		defer rc.mu.Unlock()
+		rt.streaming, rt.large = false, false // as fetchFailedLocked and open do
+	}()
+	release, err := rc.makeRoom(context.Background(), &flight{rt: rt}, 4096)
+	r.must(err)
+	release()
+	<-noted
 }

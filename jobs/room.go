@@ -26,7 +26,7 @@ func (r *recaller) roomIn(all int64) int64 { return max(all-int64(r.o.fetches)*r
 // need be, from what only lies ready: ranges behind the readers of a file that
 // does not fit in the cache, and files being fetched that nobody waits for.
 func (r *recaller) makeRoom(ctx context.Context, fl *flight, n int64) (release func(), err error) {
-	if fl.rt.streaming || fl.rt.large {
+	if fl.large {
 		r.dropBehind(fl, n)
 	}
 	release, err = r.e.store.ReserveContent(ctx, n)
@@ -96,7 +96,7 @@ func (r *recaller) dropForReader(fl *flight, n int64) bool {
 	unwanted := r.unwantedIn(here.key)
 	from, _ := here.toFile(fl.rng)
 	settled := r.settledIn(here.key)
-	if here.large {
+	if fl.large {
 		freed += r.dropRanges(here.file, fl.local, content.Range{Len: from}, n, func(x content.Range) bool { return settled(x) && unwanted(x) })
 	}
 	r.mu.Lock()
@@ -125,7 +125,7 @@ func (r *recaller) dropForReader(fl *flight, n int64) bool {
 		lo, m := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
 		freed += r.dropRanges(f, local, content.Range{Off: lo, Len: m}, n-freed, r.unwantedIn(rt.key))
 	}
-	if here.large && freed < n {
+	if fl.large && freed < n {
 		// Farthest first, for it is wanted last.
 		ranges := fl.local.VerifiedRanges()
 		for _, x := range slices.Backward(ranges) {
