@@ -52,7 +52,11 @@ func TestReadsThatMayNotRecall(t *testing.T) {
 	if code, _, errOut := u.cat("cat", at("one")); code == 0 || !strings.Contains(errOut, "Connection timed out") || time.Since(began) < time.Second {
 		t.Errorf("after %v: exit %d, %s", time.Since(began), code, errOut)
 	}
-	if st := now(); len(st.Retrievals) != 1 || st.Retrievals[0].State != "asked" || len(st.Waiters) != 0 || st.Guard.Files != 1 || st.Guard.FilesLimit != 1 {
+	until(t, "the recall is asked for", func() bool {
+		st := now()
+		return len(st.Retrievals) == 1 && st.Retrievals[0].State == "asked"
+	})
+	if st := now(); len(st.Retrievals) != 1 || len(st.Waiters) != 0 || st.Guard.Files != 1 || st.Guard.FilesLimit != 1 {
 		t.Errorf("after a wait that was too long: %+v", st)
 	}
 	// Another file meets the guard.
