@@ -159,6 +159,10 @@ func (r *recaller) waveLoop(ctx context.Context) {
 	var saved time.Time
 	left := false // what could not be recorded, or not all of it
 	for {
+		if ctx.Err() != nil {
+			r.saveWaves()
+			return
+		}
 		r.mu.Lock()
 		r.reapWavesLocked()
 		expand := r.hungryLocked()
@@ -201,10 +205,6 @@ func (r *recaller) waveLoop(ctx context.Context) {
 		}
 		if t != nil {
 			t.Stop()
-		}
-		if ctx.Err() != nil {
-			r.saveWaves()
-			return
 		}
 	}
 }

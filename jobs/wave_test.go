@@ -523,3 +523,25 @@ func TestProgressIsNotRecordedAllTheTime(t *testing.T) {
 		}
 	}
 }
+
+// TestRecallEndsWhileItsFilesAreLookedFor: the end of the program does not wait for the walk, nor begin it again and again.
+func TestRecallEndsWhileItsFilesAreLookedFor(t *testing.T) {
+	r := newRig(t, nil)
+	ino := r.write("f", []byte("f"))
+	r.sync()
+	r.notRun()
+	rc := r.e.recall
+	rc.waves.bulks = []*bulk{newBulk(bulkRecord{}, []uint64{ino})}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		rc.waveLoop(ctx)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Fatal("it does not end")
+	}
+}
