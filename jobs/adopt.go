@@ -51,7 +51,7 @@ func (r *recaller) applyLocked(rt *retrieval, j cas.Job, now time.Time) bool {
 		return false
 	}
 	switch {
-	case j.Failed() && rt.ahead:
+	case j.Failed() && rt.rec.Ahead:
 		r.dropAheadLocked(rt, errors.New("job failed: "+j.StatusMessage))
 		return false
 	case j.Failed():
@@ -104,7 +104,7 @@ func (r *recaller) unreadyLocked(rt *retrieval) {
 
 // expiredLocked counts an output that went before all of it was fetched; rt is asked for again.
 func (r *recaller) expiredLocked(rt *retrieval, now time.Time) bool {
-	if rt.ahead {
+	if rt.rec.Ahead {
 		r.dropAheadLocked(rt, errors.New("the job's output expired"))
 		return false
 	}

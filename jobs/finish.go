@@ -46,12 +46,17 @@ func (r *recaller) finish(rt *retrieval) {
 	r.attrChanged(rt.key.ino)
 }
 
+// checkable reports whether all of the archive is in the file and its tree hash known.
+func (rt *retrieval) checkable() bool {
+	return rt.arc.TreeHash != [32]byte{} && rt.ext.Off == 0 && rt.ext.Len == rt.arc.Size
+}
+
 // checkArchive compares all of the archive with its tree hash, once all of it is
 // local. It reads again only what this run of the program did not fetch.
 func (r *recaller) checkArchive(rt *retrieval) (bool, error) {
 	want := cas.Hash(rt.arc.TreeHash)
 	off, n := rt.toFile(cas.Range{Len: rt.arc.Size})
-	if want.IsZero() || n != rt.arc.Size || !rt.local.Verified(off, n) {
+	if !rt.checkable() || !rt.local.Verified(off, n) {
 		return true, nil
 	}
 	r.mu.Lock()
@@ -84,7 +89,8 @@ func (r *recaller) checkArchive(rt *retrieval) (bool, error) {
 	return true, nil
 }
 
-// recordComplete records that all of a version is local, when it is.
+// recordComplete records that all of a version is local, when it is and each of its archives has been checked. What
+// still has to be checked is that of another retrieval, which then records it: f.mu makes one of them the last.
 func (r *recaller) recordComplete(rt *retrieval) bool {
 	f := rt.file
 	f.mu.Lock()
@@ -93,11 +99,13 @@ func (r *recaller) recordComplete(rt *retrieval) bool {
 		return false
 	}
 	r.mu.Lock()
-	for _, x := range f.ver.Extents {
-		if _, ok := r.checked[x.Archive]; !ok && x.Archive != rt.arc.Num {
-			// Fetched before a restart, range by verified range; its own retrieval checked it then.
-			continue
+	for _, other := range r.byKey[rt.key] {
+		if _, ok := r.checked[other.arc.Num]; other != rt && !ok && other.checkable() {
+			r.mu.Unlock()
+			return false
 		}
+	}
+	for _, x := range f.ver.Extents {
 		delete(r.checked, x.Archive)
 	}
 	r.stubBytes -= r.stubs[rt.local.ID()]

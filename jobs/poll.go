@@ -161,6 +161,7 @@ func (v *vaultLoop) record(ctx context.Context) bool {
 				windows = windows || rt.window && rt.rec.State == catalog.Wanted
 			}
 		}
+		slices.SortFunc(rts, func(a, b *retrieval) int { return cmp.Compare(a.order, b.order) }) // so are their records, then
 		return rts, windows
 	}
 	rts, windows := unsaved()
@@ -186,7 +187,7 @@ func (v *vaultLoop) record(ctx context.Context) bool {
 			r.log.Error("recalls cannot be recorded", "vault", v.name, "error", err)
 			r.mu.Lock()
 			for _, rt := range rts {
-				if rt.ahead && !rt.gone {
+				if rt.rec.Ahead && !rt.gone {
 					r.dropAheadLocked(rt, err)
 				}
 				if rt.rec.ID == 0 && !rt.gone {
@@ -218,17 +219,26 @@ const asksPerPass = 128
 // ask starts the jobs of what the list showed nothing for; it reports whether it started any.
 func (v *vaultLoop) ask(ctx context.Context, began time.Time) bool {
 	r := v.r
-	var due []*retrieval
+	var due, idle []*retrieval
 	r.mu.Lock()
 	for rt := range r.byVault[v.name] {
-		if rt.rec.State == catalog.Wanted && rt.saved && rt.listed && !rt.asking && !rt.notBefore.After(began) {
+		if rt.rec.State != catalog.Wanted || !rt.saved || !rt.listed || rt.asking || rt.notBefore.After(began) {
+			continue
+		}
+		if rt.rec.Ahead && rt.before {
+			idle = append(idle, rt)
+		} else {
 			due = append(due, rt)
 		}
+	}
+	for _, rt := range idle {
+		r.log.Info("what was asked for ahead of a reader who is gone did not reach the service", "archive", rt.arc.ID)
+		r.cancelLocked(rt)
 	}
 	// Those that are waited for first, what nobody wants yet last, then in the order they were wanted.
 	rank := func(rt *retrieval) int {
 		switch {
-		case rt.ahead:
+		case rt.rec.Ahead:
 			return 2
 		case rt.rec.Explicit:
 			return 1
@@ -236,7 +246,7 @@ func (v *vaultLoop) ask(ctx context.Context, began time.Time) bool {
 		return 0
 	}
 	slices.SortFunc(due, func(a, b *retrieval) int {
-		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.rec.Created, b.rec.Created), cmp.Compare(a.fileOff, b.fileOff))
+		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.rec.Created, b.rec.Created), cmp.Compare(a.order, b.order))
 	})
 	due = due[:min(len(due), asksPerPass)]
 	for _, rt := range due {
@@ -302,7 +312,7 @@ func (v *vaultLoop) next() (next time.Time) {
 			soonest(v.nextLocked(rt))
 		case rt.rec.State == catalog.Wanted:
 			soonest(rt.notBefore)
-		case rt.streaming && len(rt.demand) == 0:
+		case rt.streaming && len(rt.demand) == 0 && !rt.finishing:
 			if idle := rt.left.Add(streamIdle); idle.After(now) {
 				soonest(idle)
 			} else {

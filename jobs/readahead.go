@@ -124,9 +124,8 @@ func (r *recaller) readAhead(c Caller, f *file, s *sequence) {
 		}
 		rt := r.newRetrieval(x.arc, x.ext, x.fileOff, catalog.Retrieval{
 			Archive: x.arc.Num, VaultName: x.arc.VaultName, Len: x.arc.Size, Tier: r.o.tier,
-			State: catalog.Wanted, Created: now.UnixNano(), Ino: v.Ino, V: v.V,
+			State: catalog.Wanted, Created: now.UnixNano(), Ahead: true, Ino: v.Ino, V: v.V,
 		})
-		rt.ahead = true
 		r.guard.take(x.arc.Size, now)
 		r.addLocked(rt)
 		r.kickLocked(x.arc.VaultName)
@@ -197,7 +196,7 @@ func (r *recaller) lessAhead(ino, v uint64) {
 	defer r.mu.Unlock()
 	var drop []*retrieval
 	for _, rt := range r.byKey[verKey{ino, v}] {
-		if rt.ahead && rt.rec.State == catalog.Wanted && !rt.asking && !rt.rec.Uncertain {
+		if rt.rec.Ahead && rt.rec.State == catalog.Wanted && !rt.asking && !rt.rec.Uncertain {
 			drop = append(drop, rt)
 		}
 	}

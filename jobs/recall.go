@@ -36,6 +36,7 @@ type recaller struct {
 	byKey     map[verKey][]*retrieval
 	byVault   map[string]map[*retrieval]struct{}
 	byJob     map[string][]*retrieval
+	orders    uint64 // retrievals made
 	onWay     onWay
 	audit     func()             // of tests: called whenever onWay has changed
 	failed    map[uint64]givenUp // by archive
@@ -208,12 +209,16 @@ func (r *recaller) load() error {
 			continue
 		}
 		ext, fileOff, ok := extentOf(k.ver, k.arc.Num)
-		if !ok {
+		unasked := k.rec.Ahead && k.rec.JobID == "" && !k.rec.Uncertain
+		if unasked { // its reader is gone
+			r.guard.refund(k.rec.Len, time.Unix(0, k.rec.Created))
+		}
+		if !ok || unasked {
 			drop = append(drop, k.rec.ID)
 			continue
 		}
 		rt := r.newRetrieval(k.arc, ext, fileOff, k.rec)
-		rt.saved = true
+		rt.saved, rt.before = true, true
 		rt.failures = max(rt.rec.Attempts-rt.rec.Expired, 0)
 		if rt.rec.JobID != "" && !rt.rec.Adopted {
 			rt.failures = max(rt.failures-1, 0) // one of them still runs
@@ -227,7 +232,7 @@ func (r *recaller) load() error {
 		r.addLocked(rt)
 	}
 	if len(drop) > 0 {
-		r.log.Info("retrievals of versions that are gone or complete are dropped", "count", len(drop))
+		r.log.Info("retrievals nobody needs any more are dropped", "count", len(drop))
 		r.mu.Unlock()
 		_, err = r.e.catalog.Update(func(tx *catalog.Tx) error {
 			for _, id := range drop {
@@ -235,7 +240,7 @@ func (r *recaller) load() error {
 					return err
 				}
 			}
-			return nil
+			return r.saveGuard(tx)
 		})
 		r.mu.Lock()
 	}

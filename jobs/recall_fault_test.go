@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -258,6 +259,106 @@ func TestWholeArchiveIsWrong(t *testing.T) {
 			h.Release()
 		}
 		r.jobs(1)
+	})
+}
+
+// TestOneArchiveOfSeveralIsWrong: the last byte of a file is there, and one of its archives still to be checked, when the check of another
+// is over. Nobody is given the file as complete; the archive turns out not to be what it should be, and is fetched once more.
+func TestOneArchiveOfSeveralIsWrong(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const half = 3 << 20
+		r := newRecallRig(t, realistic, func(o *Options) { // pieces of 1 MiB
+			o.CacheSize, o.Window, o.PartSize, o.SegmentSize, o.SingleBelow = 16<<20, 1<<20, 1<<20, half, 1<<20
+		})
+		ctx := context.Background()
+		ino, data := r.coldFile("f", 2*half)
+		var second uint64
+		var right [32]byte
+		_, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
+			v, err := tx.Version(ino, 1)
+			if err != nil {
+				return err
+			}
+			second = v.Extents[1].Archive
+			a, err := tx.Archive(second)
+			if err != nil {
+				return err
+			}
+			right = a.TreeHash
+			a.TreeHash[0] ^= 1
+			return tx.PutArchive(a)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Two pieces of the second archive, and then the third, by a retrieval that stops before it checks the whole.
+		if res, err := r.e.Recall(ctx, RecallRequest{Inos: []uint64{ino}, Off: half, Len: 2 << 20, Wait: true}, nil); err != nil || res.Local != 1 {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		stopped, goOn := make(chan struct{}), make(chan struct{})
+		var first, checked atomic.Bool
+		r.e.failpoint = func(point string) {
+			if point != "recall.verified" {
+				return
+			}
+			if !first.Swap(true) { // (a sync.Once would hold the others, and time)
+				close(stopped)
+				<-goOn
+			}
+			if checked.Load() { // the archive is right the second time
+				r.e.recall.mu.Lock()
+				defer r.e.recall.mu.Unlock()
+				for _, rt := range r.e.recall.byArc[second] {
+					if rt.refetched {
+						rt.arc.TreeHash = right
+					}
+				}
+			}
+		}
+		read := make(chan error)
+		go func() {
+			got, err := r.read(ctx, ino, 2*half-10, 10)
+			if err == nil && !bytes.Equal(got, data[2*half-10:]) {
+				err = errors.New("wrong bytes")
+			}
+			read <- err
+		}()
+		<-stopped
+		r.want(ino, data, 0, half)
+		synctest.Wait()
+		h, err := r.e.Open(ctx, Caller{}, ino, OpenFlags{Read: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := h.impl.f
+		f.mu.Lock()
+		if f.ver.Complete || h.Local() || !f.local.Verified(0, 2*half) {
+			t.Errorf("complete %v, local %v, all there %v, with an archive that was not checked", f.ver.Complete, h.Local(), f.local.VerifiedRanges())
+		}
+		f.mu.Unlock()
+		h.Release()
+		checked.Store(true)
+		close(goOn)
+		if err := <-read; err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if got := r.state(ino); got != "resident" {
+			t.Errorf("state %s", got)
+		}
+		r.want(ino, data, 0, 2*half)
+		if h, err = r.e.Open(ctx, Caller{}, ino, OpenFlags{Read: true}); err != nil || !h.Local() {
+			t.Errorf("not complete in the end: %v", err)
+		} else {
+			h.Release()
+		}
+		r.jobs(3)
+		if got := r.srv.Count(cas.OpJobOutput); got != 2+1+3+3 {
+			t.Errorf("%d ranges were fetched, want 9: the second archive twice", got)
+		}
+		if left := r.retrievals(); len(left) > 0 {
+			t.Errorf("records are left: %+v", left)
+		}
 	})
 }
 

@@ -228,8 +228,12 @@ func (r *recaller) request(ctx context.Context, q RecallRequest) (*bulk, error) 
 
 // await blocks until ch is closed, reporting progress every second.
 func (r *recaller) await(ctx context.Context, b *bulk, ch <-chan struct{}, progress func(Progress)) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
+	var tick <-chan time.Time
+	if progress != nil {
+		t := time.NewTicker(time.Second)
+		defer t.Stop()
+		tick = t.C
+	}
 	var last Progress
 	report := func() {
 		if progress == nil {
@@ -256,7 +260,7 @@ func (r *recaller) await(ctx context.Context, b *bulk, ch <-chan struct{}, progr
 			return ctx.Err()
 		case <-r.stop:
 			return ErrClosing
-		case <-tick.C:
+		case <-tick:
 			report()
 		}
 	}

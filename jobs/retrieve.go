@@ -23,7 +23,8 @@ type retrieval struct {
 	ext     catalog.Extent // of the version, in this archive
 	fileOff int64          // where ext begins in the file
 
-	saved   bool                  // recorded at least once
+	order   uint64                // of those in the tables, as they were made
+	saved   bool                  // recorded as it is
 	gone    bool                  // done, failed or dropped: in no table any more
 	changed chan struct{}         // closed when something happened that a waiter wants to know
 	demand  map[*waiter]cas.Range // what is waited for, of the archive
@@ -32,7 +33,7 @@ type retrieval struct {
 	counted bool                  // by the guard
 	onWay   onWay                 // what the recaller's holds of it
 	window  bool                  // may be merged with neighbours before it is asked for
-	ahead   bool                  // asked for ahead of a reader; nobody has wanted it yet
+	before  bool                  // made before the program started
 
 	asking    bool // the range is fixed
 	listed    bool // the list of jobs was searched since it was wanted
@@ -105,6 +106,8 @@ func (r *recaller) newRetrieval(arc catalog.Archive, ext catalog.Extent, fileOff
 }
 
 func (r *recaller) addLocked(rt *retrieval) {
+	r.orders++
+	rt.order = r.orders
 	r.byArc[rt.arc.Num] = append(r.byArc[rt.arc.Num], rt)
 	r.byKey[rt.key] = append(r.byKey[rt.key], rt)
 	vault := r.byVault[rt.rec.VaultName]
@@ -184,7 +187,7 @@ func (r *recaller) cancelLocked(rt *retrieval) {
 }
 
 func (r *recaller) makeExplicitLocked(rt *retrieval, tier string) {
-	rt.ahead = false
+	rt.rec.Ahead = false
 	if rt.counted {
 		rt.counted = false
 		r.guard.files--
@@ -291,7 +294,7 @@ func (r *recaller) bury() {
 // fail gives a retrieval up. With damaged the version is marked, too.
 func (r *recaller) fail(rt *retrieval, cause error, damaged bool) {
 	r.mu.Lock()
-	if rt.ahead && !rt.gone {
+	if rt.rec.Ahead && !rt.gone {
 		r.dropAheadLocked(rt, cause)
 		r.mu.Unlock()
 		return
@@ -442,7 +445,7 @@ func (r *recaller) ask(ctx context.Context, rt *retrieval) {
 		// The job may be running: the list tells, once the service had time to add it.
 		rt.rec.Uncertain, rt.rec.Error = true, err.Error()
 		rt.notBefore = now.Add(10 * time.Second)
-	case rt.ahead && !errors.Is(err, cas.ErrThrottled) && !errors.Is(err, cas.ErrUnavailable) && (q.Tier != cas.Expedited || !errors.Is(err, cas.ErrInvalid)):
+	case rt.rec.Ahead && !errors.Is(err, cas.ErrThrottled) && !errors.Is(err, cas.ErrUnavailable) && (q.Tier != cas.Expedited || !errors.Is(err, cas.ErrInvalid)):
 		r.dropAheadLocked(rt, err)
 	case errors.Is(err, cas.ErrNotFound):
 		final, damaged = fmt.Errorf("the service does not know the archive: %w", err), true

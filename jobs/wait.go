@@ -205,7 +205,11 @@ func (r *recaller) attach(w *waiter, first *retrieval, needs []need) <-chan stru
 			continue
 		}
 		k.rt.demand[w] = k.rng
-		k.rt.reader, k.rt.ahead = k.rng.Off, false
+		k.rt.reader = k.rng.Off
+		if k.rt.rec.Ahead {
+			k.rt.rec.Ahead, k.rt.saved = false, false
+			r.kickLocked(k.rt.rec.VaultName)
+		}
 		w.rts = append(w.rts, k.rt)
 	}
 	r.wakeFetchersLocked()

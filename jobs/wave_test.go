@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"path"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -95,7 +96,7 @@ func TestRecallInWaves(t *testing.T) {
 		var a *arrivals
 		r := newRecallRig(t, realistic, func(o *Options) {
 			o.CacheSize = 4 << 20
-			o.PollMax = time.Hour // a test hears of it soon enough
+			o.PollMin, o.PollMax = 15*time.Minute, time.Hour // a test hears of it soon enough
 			a = &arrivals{came: map[uint64]int{}, changes: o.Observer.(*changes)}
 			o.Observer = a
 		})
@@ -173,6 +174,7 @@ func TestRecallInWaves(t *testing.T) {
 				t.Fatalf("%d recalls and files are not done", left)
 			}
 			if hours%26 == 0 {
+				synctest.Wait() // nothing is half fetched: outputs are counted
 				r.restart()
 			}
 		}
@@ -193,8 +195,8 @@ func TestRecallInWaves(t *testing.T) {
 		if got := r.srv.Count(cas.OpJobOutput); got != n {
 			t.Errorf("%d outputs were read, want %d", got, n)
 		}
-		t.Logf("%d jobs for %d files, %d lists, %d descriptions", r.srv.Count(cas.OpInitiateJob), n,
-			r.srv.Count(cas.OpListJobs), r.srv.Count(cas.OpDescribeJob))
+		t.Logf("%d jobs for %d files, %d lists, %d descriptions; %d files left before they were opened", r.srv.Count(cas.OpInitiateJob), n,
+			r.srv.Count(cas.OpListJobs), r.srv.Count(cas.OpDescribeJob), a.gone)
 	})
 }
 
@@ -426,6 +428,80 @@ func TestRecallCancelOfADirectoryAbove(t *testing.T) {
 		if before == want || before >= want+30 {
 			t.Errorf("%d jobs before everything was cancelled, %d before that", before, want)
 		}
+	})
+}
+
+// TestWavesInOrder: through a cache that takes a few files at a time a tree comes smallest files first, those of one size directory by
+// directory; also when it goes on after a restart.
+func TestWavesInOrder(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const dirs, sizes, each = 3, 4, 4 // files of a size in a directory
+		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize, o.PollMin, o.PollMax = 8<<20, 10*time.Minute, time.Hour })
+		var in []uint64
+		for d := range dirs {
+			a, err := r.e.Mkdir(t.Context(), Caller{}, r.vault, fmt.Sprintf("d%d", d), 0o755)
+			if err != nil {
+				t.Fatal(err)
+			}
+			in = append(in, a.Ino)
+		}
+		keys := make(map[string]waveKey) // by archive
+		var files []waveKey
+		for i := range dirs * sizes * each { // every size and directory by turns, the largest first
+			d, size := in[i%dirs], (sizes-i/dirs%sizes)*300<<10
+			name := fmt.Sprintf("f%d", i)
+			files = append(files, waveKey{int64(size), d, r.writeIn(d, name, blob(name, size))})
+		}
+		r.cold()
+		for _, k := range files {
+			s, err := r.e.Stat(t.Context(), k.Ino)
+			if err != nil {
+				t.Fatal(err)
+			}
+			keys[s.Archives[0].ID] = k
+		}
+		if _, err := r.e.Recall(t.Context(), RecallRequest{Inos: []uint64{r.vault}, Recursive: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+		asked := make(map[string]bool)
+		var last waveKey
+		waves := 0
+		for hours := 0; len(asked) < len(files); hours++ {
+			if hours == 200 {
+				t.Fatalf("%d of %d files were asked for", len(asked), len(files))
+			}
+			if hours == 9 {
+				r.restart()
+			}
+			synctest.Wait()
+			var wave []waveKey
+			for j, err := range r.client.Jobs(t.Context(), "v", cas.JobFilter{}) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !asked[j.ArchiveID] {
+					asked[j.ArchiveID] = true
+					wave = append(wave, keys[j.ArchiveID])
+				}
+			}
+			slices.SortFunc(wave, compareKeys) // (several requests are on their way at a time)
+			if len(wave) > 0 {
+				waves++
+				if compareKeys(wave[0], last) <= 0 {
+					t.Errorf("after %d hours %+v is asked for, after %+v", hours, wave[0], last)
+				}
+				last = wave[len(wave)-1]
+			}
+			time.Sleep(time.Hour)
+		}
+		if waves < 5 {
+			t.Errorf("%d waves show no order", waves)
+		}
+		slices.SortFunc(files, compareKeys)
+		if last != files[len(files)-1] || files[0].Size != 300<<10 || files[each].Dir == files[each-1].Dir {
+			t.Errorf("the last was %+v of %+v", last, files)
+		}
+		r.jobs(len(files))
 	})
 }
 

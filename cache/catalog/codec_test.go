@@ -28,7 +28,7 @@ var (
 	}
 	sampleRetrieval = Retrieval{
 		ID: 1, Archive: 2, VaultName: "v", Off: 3, Len: 4, Tier: "bulk", State: Failed, JobID: "j", Created: 5, AskedAt: 6, ReadyAt: 7, Expires: 8,
-		Attempts: 9, Expired: 10, Explicit: true, Uncertain: true, Adopted: true, Ino: 11, V: 12, Error: "e",
+		Attempts: 9, Expired: 10, Explicit: true, Uncertain: true, Adopted: true, Ahead: true, Ino: 11, V: 12, Error: "e",
 	}
 	sampleVault = Vault{
 		Ino: 1, Name: "n", QCS: "q", Created: 2, LastInventory: 3, Archives: -1, Bytes: 5, Merged: 6, InventoryJob: "j", InventoryMarker: "m", Gone: true,

@@ -242,7 +242,7 @@ func encodeRetrieval(key []byte, t *Retrieval) []byte {
 	w.time(t.Expires)
 	w.int(int64(t.Attempts))
 	w.int(int64(t.Expired))
-	w.flags(t.Explicit, t.Uncertain, t.Adopted)
+	w.flags(t.Explicit, t.Uncertain, t.Adopted, t.Ahead)
 	w.uint(t.Ino)
 	w.uint(t.V)
 	w.str(t.Error)
@@ -270,7 +270,7 @@ func decodeRetrieval(key, b []byte) (Retrieval, error) {
 		Attempts:  int(r.int()),
 		Expired:   int(r.int()),
 	}
-	r.flags(&t.Explicit, &t.Uncertain, &t.Adopted)
+	r.flags(&t.Explicit, &t.Uncertain, &t.Adopted, &t.Ahead)
 	t.Ino = r.uint()
 	t.V = r.uint()
 	t.Error = r.str()

@@ -154,6 +154,7 @@ type Retrieval struct {
 	Explicit                           bool   // by `casfs recall`: not limited by the guard
 	Uncertain                          bool   // asked, answer lost: look in List Jobs first
 	Adopted                            bool   // the job was somebody else's
+	Ahead                              bool   // asked for ahead of a reader; nobody has wanted it yet
 	Ino, V                             uint64 // the version it is for
 	Error                              string
 }
