@@ -95,7 +95,7 @@ func (e *Engine) checkLocal(ctx context.Context, repair bool, report func(string
 		if _, err := e.store.Stat(x.ID); errors.Is(err, content.ErrNotExist) {
 			continue
 		}
-		if !e.knows(x.ID) {
+		if !e.knows(x.ID) && !e.isSpare(x.ID) {
 			report(fmt.Sprintf("local file %d (%d bytes) belongs to no file; the next start keeps it in lost+found, or removes it when it is only a copy", x.ID, x.Size))
 		}
 	}

@@ -126,6 +126,8 @@ type Engine struct {
 	// name of the point; a test panics or stops there and opens the state directory anew.
 	failpoint func(name string)
 
+	spare spares
+
 	filesMu sync.Mutex
 	files   map[uint64]*file
 
@@ -320,6 +322,7 @@ func (e *Engine) Close() error {
 	for _, f := range live {
 		f.closeLocal()
 	}
+	e.closeSpares()
 	return errors.Join(e.store.Close(), e.catalog.Close())
 }
 

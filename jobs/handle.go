@@ -47,14 +47,11 @@ func (e *Engine) Create(ctx context.Context, c Caller, parent uint64, name strin
 	if err := e.writable(); err != nil {
 		return Attr{}, nil, err
 	}
-	id, err := e.newLocalID()
+	l, err := e.newStaging()
 	if err != nil {
 		return Attr{}, nil, err
 	}
-	l, err := e.store.CreateStaging(id)
-	if err != nil {
-		return Attr{}, nil, err
-	}
+	id := l.ID()
 	e.hit("create.staging")
 	now := time.Now()
 	// The staging file's own mtime is what the file's will be.

@@ -171,14 +171,11 @@ func (f *file) barrierLocked() error {
 // bytes, or a truncation that needs nothing of the old content.
 func (f *file) newStagingLocked() error {
 	e := f.e
-	id, err := e.newLocalID()
+	l, err := e.newStaging()
 	if err != nil {
 		return err
 	}
-	l, err := e.store.CreateStaging(id)
-	if err != nil {
-		return err
-	}
+	id := l.ID()
 	e.hit("truncate.staging")
 	m, err := l.Mtime()
 	if err != nil {

@@ -235,12 +235,17 @@ func (f *File) stat() (st unix.Stat_t, err error) {
 }
 
 // SetMtime is futimens on the local file, so that a staged file's own mtime is right after a crash.
-func (f *File) SetMtime(t time.Time) error {
+func (f *File) SetMtime(t time.Time) error { return f.setMtime(unix.NsecToTimespec(t.UnixNano())) }
+
+// Touch sets the mtime to the present as the kernel's clock of files has it, which is never ahead of the next write's.
+func (f *File) Touch() error { return f.setMtime(unix.Timespec{Nsec: unix.UTIME_NOW}) }
+
+func (f *File) setMtime(t unix.Timespec) error {
 	if err := f.enter(); err != nil {
 		return err
 	}
 	defer f.leave()
-	ts := [2]unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(t.UnixNano())}
+	ts := [2]unix.Timespec{{Nsec: unix.UTIME_OMIT}, t}
 	// utimensat with a null path is futimens; x/sys has no name for it.
 	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(f.o.fdNow()), 0, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
 	if errno != 0 {
