@@ -143,3 +143,34 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Errorf("%d bytes of memory for 120 MiB, %d for 20 MiB", much, little)
 	}
 }
+
+// TestLastSmallFileGivesItsHalfBack: big files get all buffers as soon as there is no small one any more, not with the next part that is sent.
+func TestLastSmallFileGivesItsHalfBack(t *testing.T) {
+	b := newBuffers(4, 4096)
+	b.count(1)
+	held, err := b.get(context.Background(), 2, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	go func() {
+		more, err := b.get(context.Background(), 2, true)
+		b.put(more, true)
+		got <- err
+	}()
+	eventually(t, func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return len(b.waits) == 1
+	})
+	b.count(-1)
+	select {
+	case err := <-got:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("it waits for the other half although nobody else wants it")
+	}
+	b.put(held, true)
+}

@@ -450,6 +450,38 @@ func TestTrashTakenBack(t *testing.T) {
 	})
 }
 
+// An archive that a file consists of is not deleted, though a mistake put it into the trash.
+func TestTrashInUse(t *testing.T) {
+	r := newRig(t, nil)
+	data := []byte("in use")
+	ino := r.write("f", data)
+	r.sync()
+	var num uint64
+	_, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
+		v, err := tx.Version(ino, 1)
+		if err != nil {
+			return err
+		}
+		num = v.Extents[0].Archive
+		a, err := tx.Archive(num)
+		if err != nil {
+			return err
+		}
+		a.State, a.Deadline = catalog.Trash, time.Now().Add(time.Hour).UnixNano()
+		return tx.PutArchive(a)
+	})
+	r.must(err)
+	if n, err := r.e.Purge(context.Background(), nil); n != 0 || err != nil {
+		t.Errorf("%d deleted, %v", n, err)
+	}
+	if a, err := r.e.archive(num); err != nil || a.State != catalog.Live {
+		t.Errorf("%+v, %v", a, err)
+	}
+	r.wantArchives(1)
+	r.evict(ino)
+	r.expect(ino, data)
+}
+
 func TestProgress(t *testing.T) {
 	r := newRig(t, func(o *Options) { o.Settle = time.Hour })
 	r.srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Delay, Delay: 200 * time.Millisecond})

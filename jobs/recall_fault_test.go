@@ -449,3 +449,22 @@ func TestFailedJobsAreExplained(t *testing.T) {
 		r.jobs(maxFailures)
 	})
 }
+
+// TestWhatWasDroppedIsCheckedAgain: an archive some of which was dropped is held against its tree hash when that has come
+// again; the others of the file are not read another time.
+func TestWhatWasDroppedIsCheckedAgain(t *testing.T) {
+	r := newRig(t, nil)
+	rc := r.e.recall
+	v := catalog.Version{Ino: 1 << 40, V: 1, Extents: []catalog.Extent{{Archive: 1, Len: 10 * mib}, {Archive: 2, Len: 10 * mib}, {Archive: 3, Len: 10 * mib}}}
+	for _, x := range v.Extents {
+		rc.checked[x.Archive] = struct{}{}
+	}
+	rc.dropped(v, 10*mib, 10*mib)
+	if _, ok := rc.checked[2]; ok || len(rc.checked) != 2 {
+		t.Errorf("checked: %v", rc.checked)
+	}
+	rc.dropped(v, 9*mib, 2*mib)
+	if _, ok := rc.checked[3]; !ok || len(rc.checked) != 1 {
+		t.Errorf("checked: %v", rc.checked)
+	}
+}

@@ -243,6 +243,39 @@ func TestVaultGoneWithStreamedBytes(t *testing.T) {
 	})
 }
 
+// A list of vaults tells that it is gone before the stream hears of it: what is there of the file stays.
+func TestVaultFoundGoneWhileStreaming(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := streamRig(t, func(o *Options) { o.virtualTime = true })
+		defer r.close()
+		ctx := context.Background()
+		a, h, err := r.e.Create(ctx, someone, r.vault, "f", 0o644, OpenFlags{Write: true})
+		r.must(err)
+		data := pattern(7<<20, 1)
+		r.writeAll(h, data, 0)
+		time.Sleep(10 * time.Second)
+		r.deleteVault()
+		r.must(r.e.Probe(ctx))
+		f := r.e.live(a.Ino)
+		f.mu.Lock()
+		s, v := f.stream, f.ver.V
+		sent := 0
+		for _, g := range s.segs {
+			if g.up.State == catalog.Sent && !g.dropped {
+				sent++
+			}
+		}
+		f.mu.Unlock()
+		if sent == 0 {
+			t.Fatal("no segment is in the vault: this tests nothing")
+		}
+		r.must(r.e.dropStreamed(f, s, v))
+		f.put()
+		r.expect(a.Ino, data)
+		h.Release()
+	})
+}
+
 // A copy in the cache is the last one when its vault is gone: it stays.
 func TestVaultGoneKeepsCopies(t *testing.T) {
 	quietly(t, func(o *Options) { o.Settle = -1 }, func(t *testing.T, r *rig) {
