@@ -18,7 +18,8 @@ FUZZTIME ?= 1m
 # A release is a tag; otherwise the program tells the commit it was built from.
 VERSION  ?= $(shell git describe --tags --exact-match 2>/dev/null)
 LDFLAGS  := $(if $(VERSION),-X github.com/casfs/casfs/internal/cli/version.release=$(VERSION))
-PACKAGES ?= ./...
+# Those that take longest begin first.
+PACKAGES ?= ./jobs ./fs ./internal/crash ./internal/cli ./internal/e2e ./...
 # Packages tested at a time: tests wait for disks, mounts and programs more than they compute.
 TESTS    ?= 4
 

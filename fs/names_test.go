@@ -122,7 +122,7 @@ func TestHardLinks(t *testing.T) {
 // new one, whole.
 func TestRenameOverReader(t *testing.T) {
 	x := mountForTest(t, local.Delays{}, nil)
-	const rounds = 300
+	const rounds = 100
 	content := func(i int) []byte { return bytes.Repeat([]byte{byte('a' + i%26)}, 100+i%7*1000) }
 	write(t, x.path("f"), content(0))
 	if err := os.Symlink("target0", x.path("l")); err != nil {
