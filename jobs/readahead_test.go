@@ -377,6 +377,28 @@ func TestReadAheadOverARestart(t *testing.T) {
 	}
 }
 
+// TestReaderLeavesBeforeItIsAskedFor: what was only meant to be asked for ahead of a reader is not, when he has gone.
+func TestReaderLeavesBeforeItIsAskedFor(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, segmented(128<<20, nil))
+		ino, data := r.coldFile("f", 8<<20)
+		r.want(ino, data, 0, 100)
+		list := r.srv.Inject(castest.Fault{Op: cas.OpListJobs, Kind: castest.Hold})
+		d := r.reader(ino, data)
+		d.to(1 << 20)
+		if n := len(r.retrievals()); n == 0 {
+			t.Error("nothing was to be asked for ahead of him: this tests nothing")
+		}
+		d.h.Release()
+		list()
+		time.Sleep(5 * time.Hour)
+		r.jobs(1)
+		if left := r.retrievals(); len(left) != 0 {
+			t.Errorf("records are left: %+v", left)
+		}
+	})
+}
+
 // TestReadersInAFileOfManyArchives: several readers at different places of a file several times as large as the cache: every byte
 // is right, no read waits longer than for one job, and no archive is asked for again and again. (How much is asked for ahead of each depends
 // on who comes first: the cache may be full of what another one has brought.)

@@ -454,11 +454,20 @@ func TestFailedJobsAreExplained(t *testing.T) {
 // again; the others of the file are not read another time.
 func TestWhatWasDroppedIsCheckedAgain(t *testing.T) {
 	r := newRig(t, nil)
+	r.notRun()
 	rc := r.e.recall
 	v := catalog.Version{Ino: 1 << 40, V: 1, Extents: []catalog.Extent{{Archive: 1, Len: 10 * mib}, {Archive: 2, Len: 10 * mib}, {Archive: 3, Len: 10 * mib}}}
 	for _, x := range v.Extents {
 		rc.checked[x.Archive] = struct{}{}
 	}
+	rt := rc.newRetrieval(catalog.Archive{Num: 2, Size: 10 * mib}, v.Extents[1], 10*mib, catalog.Retrieval{Archive: 2, VaultName: "v", Len: 10 * mib, Ino: v.Ino, V: v.V})
+	rt.done = 10 * mib
+	rc.addLocked(rt)
+	rc.dropped(v, 15*mib, mib)
+	if rt.done != 9*mib || rc.onWay.bytes != mib {
+		t.Errorf("%d bytes are there, %d on their way", rt.done, rc.onWay.bytes)
+	}
+	rc.checked[2] = struct{}{}
 	rc.dropped(v, 10*mib, 10*mib)
 	if _, ok := rc.checked[2]; ok || len(rc.checked) != 2 {
 		t.Errorf("checked: %v", rc.checked)
