@@ -54,7 +54,7 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 		return 0, errNotArchived
 	case f.pinned > 0 || f.writers > 0:
 		return 0, errInUseNow
-	case f.inode.Pinned && !force:
+	case f.inode.Pinned && !force && (!keepStubs || r.keep(f.ino, v.Size)):
 		return 0, errPinned
 	case r.recalling(verKey{v.Ino, v.V}):
 		return 0, errRecalling

@@ -222,9 +222,9 @@ func (r *recaller) open(rt *retrieval) {
 		done = bytesFrom(verified, off) - bytesFrom(verified, off+n)
 		have = bytesFrom(verified, min(r.behind(rt, f), off)) // what lies before it goes when room is needed
 	}
-	room := r.room()
 
 	r.mu.Lock()
+	room := r.roomForLocked(rt.key.ino)
 	rt.opening = false
 	rt.file, rt.local = f, local
 	switch {
@@ -240,7 +240,7 @@ func (r *recaller) open(rt *retrieval) {
 		r.active = append(r.active, rt)
 		rt.done, rt.cursor = done, rt.rec.Off
 		r.countLocked(rt)
-		rt.large = size > room
+		rt.size, rt.large = size, size > room
 		rt.streaming = rt.large && have+rt.rec.Len-done > room
 		if rt.streaming {
 			r.log.Info("the file is larger than the cache and streams through it", "ino", rt.key.ino, "size", size)
@@ -329,8 +329,14 @@ func (r *recaller) fetchFailedLocked(ctx context.Context, fl *flight, err error,
 	case ctx.Err() != nil:
 	case rt.rec.JobID != fl.job:
 	case errors.Is(err, errNoRoom), errors.Is(err, content.ErrNoSpace):
-		rt.crowded = !fl.demanded // its readers may still take room from others
+		rt.crowded = !fl.demanded                                    // its readers may still take room from others
+		rt.large = rt.large || rt.size > r.roomForLocked(rt.key.ino) // beside pins that were not known
 		r.countLocked(rt)
+		if rt.crowded && rt.rec.Explicit && len(rt.demand) == 0 && r.pins.bytes.Load() > 0 && rt.rec.Len > r.roomForLocked(rt.key.ino) {
+			r.waves.failedLocked(rt.key, errBesidePins)
+			r.removeLocked(rt)
+			return
+		}
 		if rt.crowded && rt.large && !rt.rec.Explicit && !rt.streaming {
 			// There will be room when its reader comes, if he does.
 			rt.streaming = true
@@ -366,6 +372,8 @@ func (r *recaller) fetchFailedLocked(ctx context.Context, fl *flight, err error,
 		r.log.Warn("a range of a job's output was not fetched", "archive", rt.arc.ID, "job", fl.job, "range", fl.rng.String(), "error", err)
 	}
 }
+
+var errBesidePins = errors.New("it does not fit in the cache beside what is pinned (user.cas.pin)")
 
 // maxDigests is how many pieces may be wrong, after the client's own attempts, before the archive counts as damaged.
 const maxDigests = 1

@@ -97,7 +97,7 @@ func (r *recaller) readAhead(c Caller, f *file, s *sequence) {
 	if _, pattern := deniedComm(r.o.denyComm, c.PID); pattern != "" {
 		return
 	}
-	room := r.room() - bytesFrom(local.VerifiedRanges(), next)
+	room := r.roomFor(f.ino) - bytesFrom(local.VerifiedRanges(), next)
 
 	f.mu.Lock()
 	defer f.mu.Unlock()

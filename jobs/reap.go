@@ -239,6 +239,7 @@ func (b *reclaimer) reclaim(ctx context.Context) (int, error) {
 	}
 	for ino, vs := range gone {
 		e.up.cancel(ino)
+		e.recall.unpin(ino)
 		for _, v := range vs {
 			e.recall.forget(ino, v.V)
 			if v.Local == 0 {

@@ -60,6 +60,7 @@ type recaller struct {
 	speed    meter
 	took     map[cas.Tier]time.Duration // how long jobs take, measured
 
+	pins           pins
 	waves          waves
 	inventories    map[string]*inventory // by vault
 	merging        chan struct{}         // of size merges
@@ -110,6 +111,7 @@ func newRecaller(e *Engine) *recaller {
 		inventories: make(map[string]*inventory),
 		merging:     make(chan struct{}, merges),
 	}
+	r.pins.size = make(map[uint64]int64)
 	r.idle = sync.NewCond(&r.mu)
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)

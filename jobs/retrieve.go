@@ -58,11 +58,12 @@ type retrieval struct {
 	done      int64
 	refetched bool // the whole did not match once
 	finishing bool
-	large     bool // its file does not fit in the cache
-	streaming bool // nor does this part of it, with the rest that is wanted
-	crowded   bool // the last piece found no room
-	digests   int  // pieces that did not match their hash
-	spoiled   bool // too many of them
+	size      int64 // of its file, once that is open
+	large     bool  // which does not fit in the cache
+	streaming bool  // nor does this part of it, with the rest that is wanted
+	crowded   bool  // the last piece found no room
+	digests   int   // pieces that did not match their hash
+	spoiled   bool  // too many of them
 }
 
 // end returns where the retrieval's range ends in the archive.
@@ -200,6 +201,10 @@ func (r *recaller) makeExplicitLocked(rt *retrieval, tier string) {
 	}
 	if tier != "" && rt.rec.State == catalog.Wanted && !rt.asking {
 		rt.rec.Tier = tier
+	}
+	if rt.large && rt.size <= r.roomForLocked(rt.key.ino) { // there was less when it was opened
+		rt.large, rt.streaming = false, false
+		r.wakeFetchersLocked()
 	}
 	rt.notBefore = time.Time{}
 }

@@ -11,13 +11,15 @@ import (
 	"github.com/casfs/casfs/cas"
 )
 
-// room returns how much of a file the cache can hold at once, with pieces of others on their way.
-func (r *recaller) room() int64 {
+// room returns how much of a file the cache can hold at once, beside what is pinned, with pieces of others on their way.
+func (r *recaller) room() int64 { return r.roomBeside(r.pins.bytes.Load()) }
+
+func (r *recaller) roomBeside(pinned int64) int64 {
 	u := r.e.store.Usage()
-	return r.roomIn(min(u.CacheLimit, u.CacheBytes+max(u.CacheFree-u.CacheMinFree, 0)))
+	return r.roomIn(max(min(u.CacheLimit, u.CacheBytes+max(u.CacheFree-u.CacheMinFree, 0))-pinned, 0))
 }
 
-// mostRoom is room with nothing else on the disk: what is larger will never fit.
+// mostRoom is room with nothing else on the disk, nor pinned: what is larger will never fit.
 func (r *recaller) mostRoom() int64 { return r.roomIn(r.e.store.Usage().CacheLimit) }
 
 func (r *recaller) roomIn(all int64) int64 { return max(all-int64(r.o.fetches)*r.o.piece, all/2) }
@@ -46,7 +48,7 @@ func (r *recaller) makeRoom(ctx context.Context, fl *flight, n int64) (release f
 func (r *recaller) dropBehind(fl *flight, n int64) {
 	rt := fl.rt
 	have := bytesFrom(fl.local.VerifiedRanges(), 0)
-	limit := max(r.room()/2, r.o.piece)
+	limit := max(r.roomFor(rt.key.ino)/2, r.o.piece)
 	if have+n <= limit {
 		return
 	}
@@ -158,13 +160,17 @@ func (r *recaller) unwantedIn(key verKey) func(content.Range) bool {
 }
 
 // dropRanges forgets and punches up to want bytes of what f has within a range, piece by piece, where may
-// says so. It leaves alone what a read under way uses, and what is being written.
+// says so. It leaves alone what a read under way uses, and what is being written; and of a pinned file what would not come again by itself.
 func (r *recaller) dropRanges(f *file, local *content.File, within content.Range, want int64, may func(content.Range) bool) (freed int64) {
+	f.mu.Lock()
+	pinned, key, size := f.inode.Pinned, verKey{f.ver.Ino, f.ver.V}, f.ver.Size
+	f.mu.Unlock()
+	kept := pinned && r.keep(f.ino, size)
 	for _, x := range local.VerifiedRanges() {
 		from, to := max(x.Off, within.Off), min(x.Off+x.Len, within.Off+within.Len)
 		for from < to && freed < want {
 			end := min((from/r.o.piece+1)*r.o.piece, to)
-			if may(content.Range{Off: from, Len: end - from}) {
+			if x := (content.Range{Off: from, Len: end - from}); may(x) && (!kept || r.comesAgain(key, x)) {
 				f.mu.Lock()
 				if f.local != local || f.pinned > 0 || f.ver.State != catalog.Archived || f.ver.Complete {
 					f.mu.Unlock()

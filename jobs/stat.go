@@ -187,8 +187,11 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 	default:
 		e.explainUpload(&s, v, writers)
 	}
-	if s.Pinned {
+	switch {
+	case s.Pinned && e.recall.keep(ino, s.Size):
 		s.Explain += " Pinned: automatic eviction leaves it alone."
+	case s.Pinned:
+		s.Explain += fmt.Sprintf(" Pinned, but it is not kept: it does not fit in what pinned files may take of the cache, %d bytes.", e.recall.mostRoom())
 	}
 	return s, nil
 }

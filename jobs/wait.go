@@ -162,7 +162,7 @@ func (r *recaller) join(c Caller, f *file, off, n int64, since time.Time) (needs
 		return nil, nil, fmt.Errorf("%w: %s", ErrDamaged, v.Error)
 	}
 	n = min(n, v.Size-off)
-	if room := r.room(); n > room {
+	if room := r.roomFor(f.ino); n > room {
 		return nil, nil, fmt.Errorf("%w: %d bytes are needed at once, the cache takes %d", content.ErrNoSpace, n, room)
 	}
 	local, err := f.ensureContentLocked()

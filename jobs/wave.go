@@ -402,7 +402,7 @@ func (r *recaller) feed(ctx context.Context) bool {
 		if need <= room {
 			return true
 		}
-		b.fail(k.Ino, fmt.Sprintf("its %d bytes do not fit in the cache, which takes %d: recall a range, read it (it streams), or enlarge --cache-size", need, room))
+		b.fail(k.Ino, fmt.Sprintf("its %d bytes do not fit in the cache, which takes %d beside what is pinned: recall a range, read it (it streams), or enlarge --cache-size", need, room))
 		b.next(k)
 		return false
 	}
@@ -420,7 +420,7 @@ func (r *recaller) feed(ctx context.Context) bool {
 		w.budget, w.budgetAt = budget, now
 	}
 	w.budget -= need
-	if !fits(r.room()) { // a disk that others fill has room again when what is on its way has come, perhaps
+	if !fits(r.roomForLocked(k.Ino)) { // a disk that others fill has room again when what is on its way has come, perhaps
 		r.mu.Unlock()
 		return true
 	}

@@ -197,13 +197,23 @@ func (e *Engine) order(ctx context.Context, c Caller, ino uint64, what, value st
 		if e.opts.ReadOnly {
 			return ErrReadOnly
 		}
-		_, err := e.catalog.Update(func(tx *catalog.Tx) error {
+		a, err := e.Getattr(ctx, ino)
+		switch {
+		case err != nil:
+			return err
+		case a.Mode&syscall.S_IFMT != syscall.S_IFREG:
+			return catalog.ErrPerm
+		case value == "0":
+			e.recall.unpin(ino)
+		default:
+			if err := e.recall.pin(ino, a.Size); err != nil {
+				return err
+			}
+		}
+		_, err = e.catalog.Update(func(tx *catalog.Tx) error {
 			i, err := tx.Inode(ino)
 			if err != nil {
 				return err
-			}
-			if i.Mode&syscall.S_IFMT != syscall.S_IFREG {
-				return catalog.ErrPerm
 			}
 			i.Pinned = value == "1"
 			return tx.PutInode(i)
