@@ -238,8 +238,18 @@ func TestVaultGoneWithStreamedBytes(t *testing.T) {
 		r.deleteVault()
 		r.writeAll(h, pattern(4<<20, 1), 24<<20)
 		time.Sleep(10 * time.Second)
-		r.wantProblem("/v/f", "bytes of it were in the vault v only, which was deleted at the service")
+		const lost = "bytes of it were in the vault v only, which was deleted at the service"
+		r.wantProblem("/v/f", lost)
 		h.Release()
+		// Who writes it anew does not want them any more.
+		r.write("f", []byte("anew"))
+		st, err := r.e.Status(ctx)
+		r.must(err)
+		for _, p := range st.Problems {
+			if strings.Contains(p, lost) {
+				t.Errorf("still a problem: %s", p)
+			}
+		}
 	})
 }
 

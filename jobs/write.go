@@ -214,6 +214,7 @@ func (f *file) newStagingLocked() error {
 	f.replaceLocalLocked(l)
 	f.stream, f.head, f.ahead = nil, 0, nil
 	f.retired(old)
+	e.solved(lostWithVault(f.ino)) // they are not wanted any more
 	if old.Local != 0 {
 		// A copy of what is archived, or bytes that were just truncated away.
 		if err := e.store.Remove(old.Local); err != nil && !errors.Is(err, content.ErrNotExist) {
