@@ -477,3 +477,27 @@ func TestWhatWasDroppedIsCheckedAgain(t *testing.T) {
 		t.Errorf("checked: %v", rc.checked)
 	}
 }
+
+// TestForgottenWhileAskedFor: a version goes while its job is being asked for. Nothing keeps the retrieval then.
+func TestForgottenWhileAskedFor(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		ino, _ := r.coldFile("f", 100)
+		ask := r.srv.Inject(castest.Fault{Op: cas.OpInitiateJob, Kind: castest.Hold})
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if _, err := r.read(ctx, ino, 0, 100); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		rc := r.e.recall
+		rc.forget(ino, 1)
+		ask()
+		time.Sleep(time.Minute)
+		r.jobs(1)
+		rc.mu.Lock()
+		defer rc.mu.Unlock()
+		if n := len(rc.byJob) + len(rc.byKey) + len(rc.dead); n > 0 {
+			t.Errorf("%d tables still hold it", n)
+		}
+	})
+}

@@ -441,6 +441,7 @@ func (r *recaller) ask(ctx context.Context, rt *retrieval) {
 	damaged := false
 	rt.asking = false
 	switch {
+	case err == nil && rt.gone: // nobody wants it any more; who will finds the job in the list
 	case err == nil:
 		r.setJobLocked(rt, id)
 		rt.rec.State, rt.rec.AskedAt, rt.rec.Uncertain, rt.rec.Adopted, rt.rec.Error = catalog.Asked, now.UnixNano(), false, false, ""
