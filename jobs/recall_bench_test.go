@@ -19,16 +19,16 @@ import (
 	"github.com/casfs/casfs/cas/local"
 )
 
-// benchEngine is an engine on an embedded store without delays, in real time, with one archived file.
-func benchEngine(b *testing.B, size int) (*Engine, *cas.Client, uint64) {
+// benchEngine is an engine on an embedded store without delays, in real time, with a vault, v.
+func benchEngine(b *testing.B, settle time.Duration) (e *Engine, client *cas.Client, vault uint64) {
 	b.Helper()
 	srv := castest.New(b, local.Options{})
-	client := srv.Client(b)
+	client = srv.Client(b)
 	ctx := context.Background()
 	if _, err := client.CreateVault(ctx, "v"); err != nil {
 		b.Fatal(err)
 	}
-	e, err := Open(Options{StateDir: filepath.Join(b.TempDir(), "state"), Client: client, Settle: -1, StagingSize: 4 << 30, CacheSize: 4 << 30, MinFree: -1})
+	e, err := Open(Options{StateDir: filepath.Join(b.TempDir(), "state"), Client: client, Settle: settle, StagingSize: 4 << 30, CacheSize: 4 << 30, MinFree: -1})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -48,7 +48,15 @@ func benchEngine(b *testing.B, size int) (*Engine, *cas.Client, uint64) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	a, h, err := e.Create(ctx, Caller{}, v.Ino, "f", 0o644, OpenFlags{Write: true})
+	return e, client, v.Ino
+}
+
+// benchFile is benchEngine with one archived file.
+func benchFile(b *testing.B, size int) (*Engine, *cas.Client, uint64) {
+	b.Helper()
+	e, client, vault := benchEngine(b, -1)
+	ctx := context.Background()
+	a, h, err := e.Create(ctx, Caller{}, vault, "f", 0o644, OpenFlags{Write: true})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -59,7 +67,7 @@ func benchEngine(b *testing.B, size int) (*Engine, *cas.Client, uint64) {
 		}
 	}
 	h.Release()
-	if err := e.Sync(ctx, []uint64{v.Ino}, nil); err != nil {
+	if err := e.Sync(ctx, []uint64{vault}, nil); err != nil {
 		b.Fatal(err)
 	}
 	return e, client, a.Ino
@@ -69,7 +77,7 @@ func benchEngine(b *testing.B, size int) (*Engine, *cas.Client, uint64) {
 // BenchmarkFetchJob is the client's own download of the same archive, to compare with.
 func BenchmarkColdRead(b *testing.B) {
 	const size = 256 << 20
-	e, _, ino := benchEngine(b, size)
+	e, _, ino := benchFile(b, size)
 	ctx := context.Background()
 	b.SetBytes(size)
 	for b.Loop() {
@@ -106,7 +114,7 @@ func BenchmarkColdRead(b *testing.B) {
 
 func BenchmarkFetchJob(b *testing.B) {
 	const size = 256 << 20
-	e, client, ino := benchEngine(b, size)
+	e, client, ino := benchFile(b, size)
 	ctx := context.Background()
 	s, err := e.Stat(ctx, ino)
 	if err != nil {
@@ -136,7 +144,7 @@ func BenchmarkFetchJob(b *testing.B) {
 // an empty vault: entries per second, and the most memory the process had, before and in all.
 func BenchmarkMergeInventory(b *testing.B) {
 	const n = 100_000
-	e, _, _ := benchEngine(b, 1<<20)
+	e, _, _ := benchFile(b, 1<<20)
 	var peak, before int64
 	for b.Loop() {
 		b.StopTimer()

@@ -3,42 +3,14 @@ package jobs
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"testing"
 	"time"
-
-	"github.com/casfs/casfs/cache/catalog"
-	"github.com/casfs/casfs/cas/castest"
-	"github.com/casfs/casfs/cas/local"
 )
 
 // BenchmarkSmallFiles does what the requests of "cp -r" do for each file, and says what each of them takes.
 func BenchmarkSmallFiles(b *testing.B) {
-	srv := castest.New(b, local.Options{})
-	client := srv.Client(b)
+	e, _, vault := benchEngine(b, 24*time.Hour)
 	ctx := context.Background()
-	if _, err := client.CreateVault(ctx, "v"); err != nil {
-		b.Fatal(err)
-	}
-	e, err := Open(Options{StateDir: filepath.Join(b.TempDir(), "state"), Client: client, Settle: 24 * time.Hour, StagingSize: 4 << 30, MinFree: -1})
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := e.Probe(ctx); err != nil {
-		b.Fatal(err)
-	}
-	run, cancel := context.WithCancel(ctx)
-	done := make(chan error)
-	go func() { done <- e.Run(run) }()
-	b.Cleanup(func() {
-		cancel()
-		<-done
-		e.Close()
-	})
-	v, err := e.Lookup(ctx, catalog.RootIno, "v")
-	if err != nil {
-		b.Fatal(err)
-	}
 	buf := blob("small", 10<<10)
 	var took [6]time.Duration
 	n := 0
@@ -51,14 +23,14 @@ func BenchmarkSmallFiles(b *testing.B) {
 			took[i] += now.Sub(began)
 			began = now
 		}
-		e.Lookup(ctx, v.Ino, name)
+		e.Lookup(ctx, vault, name)
 		lap(0)
-		_, h, err := e.Create(ctx, Caller{}, v.Ino, name, 0o644, OpenFlags{Write: true})
+		_, h, err := e.Create(ctx, Caller{}, vault, name, 0o644, OpenFlags{Write: true})
 		if err != nil {
 			b.Fatal(err)
 		}
 		lap(1)
-		if _, err := e.Getattr(ctx, v.Ino); err != nil {
+		if _, err := e.Getattr(ctx, vault); err != nil {
 			b.Fatal(err)
 		}
 		lap(2)
