@@ -113,6 +113,47 @@ func TestCacheLimitHoldsAndStubsStay(t *testing.T) {
 	})
 }
 
+// TestStubsOfDeletedFiles: what is kept of the ends of files is counted no more when they are deleted or overwritten, else no other file's would be kept some day.
+func TestStubsOfDeletedFiles(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize, o.Tier, o.PollMin = 8<<20, "expedited", 20*time.Second })
+		const size = 100 << 10 // less than their stubs
+		inos := r.coldFiles(20, size)
+		for i, ino := range inos {
+			r.want(ino, blob(fmt.Sprintf("f%03d", i), size), 0, size)
+		}
+		r.e.store.Shrink(r.opts.CacheSize) // some are spared
+		counted := func() (n int, bytes int64) {
+			r.e.recall.mu.Lock()
+			defer r.e.recall.mu.Unlock()
+			return len(r.e.recall.stubs), r.e.recall.stubBytes
+		}
+		if n, _ := counted(); n == 0 {
+			t.Fatal("nothing is kept")
+		}
+		for i := range inos {
+			name := fmt.Sprintf("f%03d", i)
+			if i%2 == 0 {
+				a, err := r.e.Lookup(t.Context(), r.vault, name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var zero int64
+				if _, err := r.e.Setattr(t.Context(), Caller{}, a.Ino, nil, SetAttr{Size: &zero}); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := r.e.Unlink(t.Context(), r.vault, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n, bytes := counted(); n != 0 || bytes != 0 {
+			t.Errorf("%d bytes of %d files are counted that are gone", bytes, n)
+		}
+	})
+}
+
 func TestManySmallFilesFitTheCache(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) {

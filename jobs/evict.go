@@ -110,13 +110,11 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 		r.log.Warn("closing an evicted file", "ino", f.ino, "error", err)
 	}
 	r.mu.Lock()
-	r.stubBytes -= r.stubs[v.Local]
-	delete(r.stubs, v.Local)
 	for _, x := range v.Extents {
 		delete(r.checked, x.Archive)
 	}
 	r.mu.Unlock()
-	if err := r.e.store.Remove(v.Local); err != nil && !errors.Is(err, content.ErrNotExist) {
+	if err := r.e.removeLocal(v.Local); err != nil && !errors.Is(err, content.ErrNotExist) {
 		return 0, err
 	}
 	r.e.hit("evict.removed")
@@ -164,6 +162,16 @@ func (r *recaller) stub(local *content.File, size, allocated int64) int64 {
 		return 0
 	}
 	return keep
+}
+
+// removeLocal removes a local file, which may be stubs.
+func (e *Engine) removeLocal(id uint64) error {
+	r := e.recall
+	r.mu.Lock()
+	r.stubBytes -= r.stubs[id]
+	delete(r.stubs, id)
+	r.mu.Unlock()
+	return e.store.Remove(id)
 }
 
 func (r *recaller) noteStub(id uint64, bytes int64) {

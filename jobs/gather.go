@@ -399,7 +399,7 @@ func (m *merger) renew(key string) error {
 	f.mu.Unlock()
 	r.forget(f.ino, old.V)
 	if old.Local != 0 {
-		if err := r.e.store.Remove(old.Local); err != nil && !errors.Is(err, content.ErrNotExist) {
+		if err := r.e.removeLocal(old.Local); err != nil && !errors.Is(err, content.ErrNotExist) {
 			r.log.Warn("removing a replaced local copy", "ino", f.ino, "error", err)
 		}
 	}

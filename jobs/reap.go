@@ -245,7 +245,7 @@ func (b *reclaimer) reclaim(ctx context.Context) (int, error) {
 			if v.Local == 0 {
 				continue
 			}
-			if err := e.store.Remove(v.Local); err != nil && !errors.Is(err, content.ErrNotExist) {
+			if err := e.removeLocal(v.Local); err != nil && !errors.Is(err, content.ErrNotExist) {
 				e.log.Warn("removing the local copy of a deleted file", "ino", ino, "err", err)
 			}
 		}

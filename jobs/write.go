@@ -217,7 +217,7 @@ func (f *file) newStagingLocked() error {
 	e.solved(lostWithVault(f.ino)) // they are not wanted any more
 	if old.Local != 0 {
 		// A copy of what is archived, or bytes that were just truncated away.
-		if err := e.store.Remove(old.Local); err != nil && !errors.Is(err, content.ErrNotExist) {
+		if err := e.removeLocal(old.Local); err != nil && !errors.Is(err, content.ErrNotExist) {
 			e.log.Warn("removing a replaced local copy", "path", e.path(f.ino), "err", err)
 		}
 	}
