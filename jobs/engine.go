@@ -67,6 +67,7 @@ type Options struct {
 	JobTime          map[cas.Tier]time.Duration // what jobs take, for estimates until one was measured [the service's hours]
 	Capacity         int64                      // statfs [1 PiB]
 	VaultRefresh     time.Duration              // List Vaults this often [1h]
+	ServiceFlags     string                     // with which casfs's verbs reach the same service, for advice; quoted for a shell
 
 	virtualTime bool // tests that sleep through days: see catalog.Options.NoCompaction
 }

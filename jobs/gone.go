@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
@@ -15,8 +16,23 @@ import (
 var errVaultGone = errors.New("the service does not have the vault any more")
 
 func goneProblem(vault string) string {
-	return fmt.Sprintf("the service does not have the vault %s any more; what is known of it is kept", vault)
+	return fmt.Sprintf("the service does not have the vault %s any more; what is known of it is kept, and all copies of its files on this machine (casfs check lists them)", vault)
 }
+
+// CreateVault is the command, for a shell, that makes a vault at the service which these flags mean (Options.ServiceFlags).
+func CreateVault(flags, name string) string {
+	words := []string{"casfs vault create"}
+	if flags != "" {
+		words = append(words, flags)
+	}
+	if strings.HasPrefix(name, "-") {
+		words = append(words, "--")
+	}
+	return strings.Join(append(words, name), " ")
+}
+
+// createVault is the one for the service of this mount.
+func (e *Engine) createVault(name string) string { return CreateVault(e.opts.ServiceFlags, name) }
 
 // vaultThere fails with errVaultGone when an upload's vault was found gone and still is.
 func (e *Engine) vaultThere(ctx context.Context, vault uint64) error {
@@ -79,11 +95,22 @@ func (e *Engine) lastCopy(vault uint64, v catalog.Version) (last bool, err error
 			if err != nil && !errors.Is(err, catalog.ErrNotExist) {
 				return err
 			}
-			last = last || err != nil || max(a.Created, a.Confirmed) < anew || a.State == catalog.Missing || a.State == catalog.Deleted
+			last = last || err != nil || before(a, anew) || a.State == catalog.Missing || a.State == catalog.Deleted
 		}
 		return nil
 	})
 	return last, err
+}
+
+// before reports whether an archive was in the vault that was there before anew.
+func before(a catalog.Archive, anew int64) bool { return max(a.Created, a.Confirmed) < anew }
+
+// lastCopyLocked reports whether what is local of an archived version is all that is left of it, as far as is known.
+func (f *file) lastCopyLocked() (bool, error) {
+	if f.ver.Damaged {
+		return true, nil
+	}
+	return f.e.lastCopy(f.inode.Vault, f.ver)
 }
 
 // explainMissing asks about the vault when the service did not find what an upload needs.
@@ -128,7 +155,7 @@ func (e *Engine) askVault(ctx context.Context, name string) error {
 	e.problem("vault/"+name, goneProblem(name))
 	// Its archives went with it: what of them is still here must not leave the disk.
 	e.sendAgain(vault, name, true)
-	return fmt.Errorf("%w; make it again (casfs vault create %s), or move the files to another: %w", errVaultGone, name, err)
+	return fmt.Errorf("%w; make it again (%s), or move the files to another: %w", errVaultGone, e.createVault(name), err)
 }
 
 // vaultReturned is told that the service has a vault again. anew: it is another one under the same name, and empty.

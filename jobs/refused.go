@@ -80,7 +80,7 @@ func (e *Engine) refusals() ([]string, error) {
 			what = e.path(waiting[name][0])
 		}
 		list = append(list, fmt.Sprintf("%s cannot be uploaded, for the service does not have the vault %s any more; the bytes are kept on this machine. "+
-			"Make the vault again (casfs vault create %s), or move the files to another; %s", what, name, name, again))
+			"Make the vault again (%s), or move the files to another; %s", what, name, e.createVault(name), again))
 	}
 	for i, ino := range others {
 		if i == statusRefusals {

@@ -243,6 +243,7 @@ func (a *app) mount(ctx context.Context, m mountArgs) error {
 	if err != nil {
 		return err
 	}
+	options.ServiceFlags = svc.flags
 	if svc.local != nil {
 		options.JobTime = svc.local.jobTime()
 	}

@@ -48,6 +48,18 @@ func (u *user) mount(flags ...string) *mounted {
 	return m
 }
 
+// mountServed mounts what s serves.
+func (u *user) mountServed(s *server, flags ...string) *mounted {
+	u.t.Helper()
+	m := &mounted{u: u, point: u.path("mnt"), flags: append([]string{s.config()}, flags...)}
+	if err := os.Mkdir(m.point, 0o700); err != nil {
+		u.t.Fatal(err)
+	}
+	u.t.Cleanup(m.clean)
+	m.start()
+	return m
+}
+
 func (m *mounted) start(more ...string) {
 	m.u.t.Helper()
 	args := append(append([]string{"mount", "--daemon"}, m.flags...), more...)
@@ -366,12 +378,7 @@ func TestUmountNotDrained(t *testing.T) {
 	u := newUser(t)
 	s := u.serve(u.path("served"), "--standard", "50ms")
 	u.ok("vault", "create", "v", s.config())
-	m := &mounted{u: u, point: u.path("mnt"), flags: []string{s.config(), "--settle", "1h"}}
-	if err := os.Mkdir(m.point, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.clean)
-	m.start()
+	m := u.mountServed(s, "--settle", "1h")
 	if err := os.WriteFile(filepath.Join(m.point, "v", "precious"), []byte("data"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/casfs/casfs/cas"
 	"github.com/casfs/casfs/internal/cli/version"
+	"github.com/casfs/casfs/jobs"
 )
 
 // service is the service a verb talks to.
@@ -20,6 +21,7 @@ type service struct {
 	endpoint string      // as shown to people
 	appID    string
 	secretID string
+	flags    string      // with which another run of the program reaches it, quoted for a shell
 	local    *localStore // set for the embedded store
 }
 
@@ -67,7 +69,7 @@ func (a *app) connect(log *slog.Logger) (*service, error) {
 		return nil, usagef("%v", err)
 	}
 	a.onExit(client.Close)
-	return &service{client: client, opts: opts, endpoint: endpoint, appID: s.AppID, secretID: creds.SecretID}, nil
+	return &service{client: client, opts: opts, endpoint: endpoint, appID: s.AppID, secretID: creds.SecretID, flags: s.serviceFlags()}, nil
 }
 
 // probeTimeout bounds the first question to the service, retries included.
@@ -98,7 +100,7 @@ func (s *service) probe(ctx context.Context, vault string) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, cas.ErrNotFound) && vault != "":
-		return advise(fmt.Errorf("vault %s does not exist at %s", vault, s.endpoint), "create it with casfs vault create %s", vault)
+		return advise(fmt.Errorf("vault %s does not exist at %s", vault, s.endpoint), "create it with %s", jobs.CreateVault(s.flags, vault))
 	case errors.Is(err, cas.ErrUnavailable):
 		return advise(fmt.Errorf("%s cannot be reached: %w", s.endpoint, err), "check the network and the endpoint; --offline mounts what is known already")
 	}
@@ -122,6 +124,47 @@ func (a *app) retryLog() *slog.Logger {
 			return attr
 		},
 	}))
+}
+
+// serviceFlags are the flags with which another run of the program reaches the same service as this one. What is in the
+// files that every run reads need not be said.
+func (s *settings) serviceFlags() string {
+	var words []string
+	add := func(name, value string) {
+		if s.from[name] < byEnv || value == "" {
+			return
+		}
+		words = append(words, "--"+name, shellWord(value))
+	}
+	path := func(p string) string {
+		if abs, err := absolute(p); err == nil {
+			return abs
+		}
+		return p
+	}
+	add("config-file", path(s.ConfigFile))
+	switch remote := max(s.from["endpoint"], s.from["region"]); {
+	case s.Local != "" && s.from["local"] > remote:
+		add("local", path(s.Local))
+	case s.Region != "" && s.from["region"] > s.from["endpoint"]:
+		add("region", s.Region)
+		add("appid", s.AppID)
+	default:
+		add("endpoint", s.Endpoint)
+		add("appid", s.AppID)
+	}
+	return strings.Join(words, " ")
+}
+
+// shellWord quotes a word for a shell where that is needed.
+func shellWord(s string) string {
+	plain := func(r rune) bool {
+		return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("-_./:@%+=,", r)
+	}
+	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 func isDecimal(s string) bool {

@@ -87,7 +87,7 @@ func (a *app) connectLocal(log, storeLog *slog.Logger) (*service, error) {
 		return nil, err
 	}
 	a.onExit(client.Close)
-	return &service{client: client, opts: opts, endpoint: "local:" + dir, appID: creds.AppID, secretID: creds.SecretID, local: st}, nil
+	return &service{client: client, opts: opts, endpoint: "local:" + dir, appID: creds.AppID, secretID: creds.SecretID, flags: a.set.serviceFlags(), local: st}, nil
 }
 
 // storeOptions are the embedded store's, from the flags that casfs serve and --local share.

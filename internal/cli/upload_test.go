@@ -2,10 +2,13 @@ package cli
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/casfs/casfs/internal/built"
 )
 
 // TestBandwidthFlags: the units of --bwlimit-up and --bwlimit-down are what --help says of sizes, and reach the engine as bytes per second.
@@ -67,18 +70,68 @@ func TestBandwidthUpOfAMount(t *testing.T) {
 	}
 }
 
+// command finds the command that a message tells to run, and runs it as typed.
+func (u *user) command(text, verb string) {
+	u.t.Helper()
+	_, cmd, _ := strings.Cut(text, "("+verb)
+	cmd, _, ok := strings.Cut(verb+cmd, ")")
+	if !ok {
+		u.t.Fatalf("no command %s in\n%s", verb, text)
+	}
+	c := exec.CommandContext(u.t.Context(), "sh", "-c", cmd)
+	c.Env = append(u.env, "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"))
+	c.Dir = "/" // wherever that is
+	if out, err := c.CombinedOutput(); err != nil {
+		u.t.Fatalf("%s: %v\n%s", cmd, err, out)
+	}
+}
+
+// TestVaultGoneOfALocalStore: the store's directory was named by a relative path and the environment, and is quoted.
+func TestVaultGoneOfALocalStore(t *testing.T) {
+	u := newUser(t)
+	u.env = append(u.env, "CASFS_LOCAL=my store", "CASFS_CONFIG_FILE=")
+	built.Require(t)
+	m := &mounted{u: u, point: u.path("mnt"), flags: []string{"--settle", "1h"}}
+	if err := os.Mkdir(m.point, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.clean)
+	m.start()
+	v := filepath.Join(m.point, "-v")
+	if err := os.Mkdir(v, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	precious := filepath.Join(v, "precious")
+	if err := os.WriteFile(precious, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u.ok("vault", "delete", "--", "-v")
+	r := u.casfs("sync", m.point)
+	if r.code != exitFailed {
+		t.Errorf("exit code of\n%v", r)
+	}
+	for i, kv := range u.env {
+		if strings.HasPrefix(kv, "CASFS_LOCAL=") {
+			u.env = append(u.env[:i:i], u.env[i+1:]...) // another shell has not got it
+			break
+		}
+	}
+	u.command(r.err, "casfs vault create")
+	u.ok("sync", m.point)
+	u.ok("evict", precious)
+	if b, err := os.ReadFile(precious); string(b) != "data" {
+		t.Errorf("%q, %v", b, err)
+	}
+	u.ok("umount", m.point)
+}
+
 // TestVaultGoneShows: somebody deletes the vault while files wait to be uploaded to it. Every verb says so, with what to
 // do; nothing is lost; and all goes on when that is done.
 func TestVaultGoneShows(t *testing.T) {
 	u := newUser(t)
 	s := u.serve(u.path("served"), "--standard", "50ms")
 	u.ok("vault", "create", "v", s.config())
-	m := &mounted{u: u, point: u.path("mnt"), flags: []string{s.config(), "--settle", "1h"}}
-	if err := os.Mkdir(m.point, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.clean)
-	m.start()
+	m := u.mountServed(s, "--settle", "1h")
 	precious := filepath.Join(m.point, "v", "precious")
 	if err := os.WriteFile(precious, []byte("data"), 0o600); err != nil {
 		t.Fatal(err)
@@ -88,7 +141,7 @@ func TestVaultGoneShows(t *testing.T) {
 	says := func(where, text string) {
 		t.Helper()
 		text = strings.Join(strings.Fields(strings.ReplaceAll(text, "\n", " ")), " ") // however it is wrapped
-		for _, want := range []string{"precious", "does not have the vault", "casfs vault create v"} {
+		for _, want := range []string{"precious", "does not have the vault", "casfs vault create " + strings.Replace(s.config(), "=", " ", 1) + " v"} {
 			if !strings.Contains(text, want) {
 				t.Errorf("%s does not say %q:\n%s", where, want, text)
 			}
@@ -112,7 +165,7 @@ func TestVaultGoneShows(t *testing.T) {
 	if b, err := os.ReadFile(precious); string(b) != "data" {
 		t.Errorf("%q, %v", b, err)
 	}
-	u.ok("vault", "create", "v", s.config())
+	u.command(r.err, "casfs vault create")
 	u.ok("sync", m.point)
 	if out := u.ok("status", m.point); strings.Contains(out, "problems") {
 		t.Errorf("status:\n%s", out)
