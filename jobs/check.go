@@ -17,6 +17,9 @@ func (e *Engine) Check(ctx context.Context, inventory, repair bool, report func(
 	if err := e.checkLocal(ctx, repair, report); err != nil {
 		return err
 	}
+	if err := e.checkLost(ctx, repair, report); err != nil {
+		return err
+	}
 	if !inventory {
 		return nil
 	}
@@ -116,6 +119,11 @@ func (e *Engine) forgetCopy(ino, local uint64) error {
 		return nil // not any more
 	case f.pinned > 0 || f.writers > 0:
 		return errInUseNow
+	}
+	if last, err := f.lastLocked(); err != nil {
+		return err
+	} else if last {
+		return errLastCopy // whatever is wrong with it
 	}
 	v := f.ver
 	v.Local, v.Complete = 0, false

@@ -64,12 +64,12 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 	if local.Kind() != content.Content {
 		return 0, errNotArchived // its record is not on stable storage yet
 	}
-	if v.Size > 0 && f.wholeLocked() {
-		last, err := r.e.lastCopy(f.inode.Vault, v)
+	if bytesFrom(local.VerifiedRanges(), 0) > 0 {
+		last, err := f.lastCopyLocked()
 		if err != nil {
 			return 0, err
 		}
-		if last || v.Damaged {
+		if last {
 			return 0, errLastCopy
 		}
 	}

@@ -176,7 +176,14 @@ func (r *recaller) dropRanges(f *file, local *content.File, within content.Range
 					f.mu.Unlock()
 					return freed
 				}
-				err := local.Drop(from, end-from)
+				last, err := f.lastCopyLocked()
+				if err == nil && last { // it would not come again
+					f.mu.Unlock()
+					return freed
+				}
+				if err == nil {
+					err = local.Drop(from, end-from)
+				}
 				if err == nil {
 					r.dropped(f.ver, from, end-from)
 				}

@@ -126,7 +126,13 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 	}
 	whole := f.wholeLocked()
 	writers := f.writers
-	var some, missing bool
+	var some, missing, last bool
+	if v.State == catalog.Archived && v.V != 0 && !v.Damaged && len(v.Extents) > 0 {
+		if last, err = e.lastCopy(f.inode.Vault, v); err != nil {
+			f.mu.Unlock()
+			return s, err
+		}
+	}
 	if f.local != nil {
 		s.LocalBytes, _ = f.local.Allocated()
 		if v.State == catalog.Archived && !whole {
@@ -167,7 +173,18 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 		s.State = "damaged"
 		s.Explain = "The vault's copy failed verification or is gone."
 		if whole {
-			s.Explain += " The local copy is complete and can still be read: copy it, or write it again to archive it anew."
+			s.Explain += " The local copy is complete and can still be read: casfs check --repair uploads it again."
+		}
+	case last:
+		s.State = "damaged"
+		s.Explain = "The service does not have its archive any more, or not all of them."
+		switch {
+		case whole:
+			s.Explain += " The local copy is complete and kept. Once the vault is there again, casfs check --repair uploads it; or copy it to another vault."
+		case some:
+			s.Explain += " What is local of it is kept."
+		default:
+			s.Explain += " Nothing of it is on this machine."
 		}
 	case v.State == catalog.Archived && whole:
 		s.State, s.Progress = "resident", 1

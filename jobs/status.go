@@ -131,7 +131,12 @@ func (e *Engine) Status(ctx context.Context) (Status, error) {
 	if err != nil {
 		return s, err
 	}
+	lost, err := e.lostProblems()
+	if err != nil {
+		return s, err
+	}
 	s.Problems = append(s.Problems, refused...)
+	s.Problems = append(s.Problems, lost...)
 	s.Problems = append(s.Problems, e.roomProblems(use)...)
 	sort.Strings(s.Problems)
 	return s, nil

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -320,7 +321,7 @@ func TestVaultMadeAnewKeepsCopies(t *testing.T) {
 				}
 				r.makeVault()
 				r.must(r.e.Probe(ctx))
-				r.wantNoProblem()
+				r.wantProblem("the vault v was deleted at the service and made again", "1 files", "casfs check --repair")
 				r.reopen()
 				time.Sleep(time.Minute)
 				other := r.write("g", data)
@@ -349,8 +350,68 @@ func TestVaultMadeAnewKeepsCopies(t *testing.T) {
 				r.expect(other, data)
 				r.write("f", data)
 				r.sync()
+				r.wantNoProblem()
 				r.evict(ino)
 				r.expect(ino, data)
+			})
+		})
+	}
+}
+
+// What is left of a file on this machine stays, too, when it is not all of it.
+func TestVaultGoneKeepsParts(t *testing.T) {
+	for _, how := range []string{"gone", "made anew", "damaged"} {
+		t.Run(how, func(t *testing.T) {
+			quietly(t, func(o *Options) { o.Settle, o.SegmentSize = -1, 4<<20 }, func(t *testing.T, r *rig) {
+				ctx := context.Background()
+				data := pattern(8<<20, 1)
+				ino := r.write("f", data)
+				r.sync()
+				r.evict(ino)
+				res, err := r.e.Recall(ctx, RecallRequest{Inos: []uint64{ino}, Off: 5 << 20, Len: 1 << 20, Wait: true}, nil)
+				if err != nil || res.Local != 1 {
+					t.Fatalf("%+v, %v", res, err)
+				}
+				time.Sleep(time.Hour)
+				r.wantState(ino, "partial")
+				switch how {
+				case "gone", "made anew":
+					r.deleteVault()
+					if how == "made anew" {
+						r.makeVault()
+					}
+					r.must(r.e.Probe(ctx))
+				default:
+					r.e.recall.markDamaged(verKey{ino, 1}, missingText)
+				}
+				kept := func() {
+					t.Helper()
+					h, err := r.e.Open(ctx, someone, ino, OpenFlags{Read: true})
+					r.must(err)
+					defer h.Release()
+					b := make([]byte, 4<<20)
+					if n, err := h.ReadAt(ctx, someone, b, 4<<20); n != len(b) || err != nil || !bytes.Equal(b, data[4<<20:]) {
+						t.Fatalf("the only bytes left: %d, %v", n, err)
+					}
+				}
+				ev, err := r.e.Evict(ctx, []uint64{ino}, false)
+				r.must(err)
+				if ev.Files != 0 || len(ev.Skipped) != 1 || !strings.Contains(ev.Skipped[0].Reason, "the only one") {
+					t.Errorf("%+v", ev)
+				}
+				kept()
+				f, err := r.e.acquire(ino)
+				r.must(err)
+				defer f.put()
+				if err := r.e.recall.evictLocal(f.ver.Local); !errors.Is(err, errLastCopy) {
+					t.Errorf("when the cache is full: %v", err)
+				}
+				kept()
+				all := func(content.Range) bool { return true }
+				if n := r.e.recall.dropRanges(f, f.local, content.Range{Len: f.ver.Size}, f.ver.Size, all); n != 0 {
+					t.Errorf("%d bytes were dropped for a reader", n)
+				}
+				kept()
 			})
 		})
 	}

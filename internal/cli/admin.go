@@ -129,7 +129,8 @@ func (a *app) checkCmd() *cobra.Command {
 		Short: "compare a mount's catalog, staged data and cache with each other",
 		Long: `Compares what a running mount has recorded with what is on its disk, and with
 --inventory with what is in the vaults. Problems are listed (exit code 1). --repair
-mends what can be mended without losing anything.`,
+mends what can be mended without losing anything, and uploads again what is complete
+on this machine and gone from its vault.`,
 		Args: positional(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := ""
