@@ -1,6 +1,8 @@
 package jobs
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"strconv"
 	"strings"
@@ -20,6 +22,8 @@ type Metadata struct {
 	UID, GID  uint32
 	Born      int64  // ns; when inode Ino was made: a catalog restored from a backup gives its numbers out again. 0: not told
 	Seg, Segs int    // segment Seg of Segs, counted from 0; Segs 0 or 1: one archive
+	Set       string // of a segment: which others it belongs with (setOf), setOpen while the file was still being written; "" not told
+	Off       int64  // where the segment begins, told with Set
 	Path      string // within the vault, without leading slash
 	Cut       bool   // Path lost its left part
 }
@@ -27,6 +31,16 @@ type Metadata struct {
 // descriptionMagic begins every description of this format. Another format gets
 // another word, so that this one's reader leaves it alone.
 const descriptionMagic = "casfs1 "
+
+// setOpen is the Set of a segment that was sent before its file was complete: which others it belongs with is told by one of those.
+const setOpen = "open"
+
+// setOf names the segments of a version by their intents, in order. Segments of different makings of a version, of which an
+// older state directory knew nothing, are not to be mixed.
+func setOf(intents []string) string {
+	h := sha256.Sum256([]byte(strings.Join(intents, "\n")))
+	return hex.EncodeToString(h[:8])
+}
 
 // pathByte reports whether b stands for itself in a description's path. The
 // set is RFC 3986's for paths: no blanks, no '%', nothing outside printable ASCII.
@@ -91,6 +105,9 @@ func formatDescription(m Metadata) string {
 	}
 	if m.Segs > 1 {
 		fmt.Fprintf(&b, " seg=%d/%d", m.Seg, m.Segs)
+		if m.Set != "" {
+			fmt.Fprintf(&b, " off=%d set=%s", m.Off, percentEncode(m.Set))
+		}
 	}
 	head := b.String()
 	if path := percentEncode(m.Path); !m.Cut && len(head)+len(" path=")+len(path) <= cas.MaxDescription {
@@ -147,6 +164,8 @@ func parseDescription(s string) (m Metadata, ok bool) {
 		hasUID
 		hasGID
 		hasBorn
+		hasSet
+		hasOff
 		required = hasID | hasIno | hasV | hasSize | hasMtime | hasMode | hasPath
 	)
 	seen := 0
@@ -196,6 +215,14 @@ func parseDescription(s string) (m Metadata, ok bool) {
 				m.Segs, err = strconv.Atoi(n)
 			}
 			good = m.Segs > 1 && m.Seg >= 0 && m.Seg < m.Segs
+		case "set":
+			bit = hasSet
+			m.Set, good = percentDecode(value)
+			good = good && m.Set != "" && len(m.Set) <= 64
+		case "off":
+			bit = hasOff
+			m.Off, err = strconv.ParseInt(value, 10, 64)
+			good = m.Off >= 0
 		case "path", "path~":
 			bit = hasPath
 			m.Path, good = percentDecode(value)
@@ -208,6 +235,9 @@ func parseDescription(s string) (m Metadata, ok bool) {
 	}
 	if seen&required != required {
 		return Metadata{}, false
+	}
+	if m.Segs == 0 || seen&(hasSet|hasOff) != hasSet|hasOff {
+		m.Set, m.Off = "", 0
 	}
 	return m, true
 }

@@ -1,16 +1,16 @@
 package jobs
 
 import (
-	"cmp"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cache/content"
+	"github.com/casfs/casfs/cas"
 )
 
 // gathering collects the archives of one file of a lost catalog, or another
@@ -19,11 +19,12 @@ type gathering struct {
 	Parts []gathered
 
 	// What is shown of it: our inode, its version, and where it was put.
-	V      uint64 `json:",omitempty"`
-	Ino    uint64 `json:",omitempty"`
-	OurV   uint64 `json:",omitempty"`
-	Parent uint64 `json:",omitempty"`
-	Name   string `json:",omitempty"`
+	V      uint64   `json:",omitempty"`
+	Ino    uint64   `json:",omitempty"`
+	OurV   uint64   `json:",omitempty"`
+	Parent uint64   `json:",omitempty"`
+	Name   string   `json:",omitempty"`
+	Shown  []uint64 `json:",omitempty"` // its archives
 }
 
 // gathered is one archive of it.
@@ -37,8 +38,19 @@ type gathered struct {
 
 	Created int64 `json:",omitempty"` // the archive
 
+	// Of one of several segments, as described.
+	Mtime int64  `json:",omitempty"`
+	Set   string `json:",omitempty"`
+	Off   int64  `json:",omitempty"` // with Set
+
+	Intent string `json:",omitempty"` // also of what may be a segment of a later version
+
 	Beside bool `json:",omitempty"` // a file of its own: it only tells that there are two histories
 }
+
+// leastKept is how long an archive is at least that was kept when its file grew while it was being uploaded: a part, for
+// what was sent in one request is not recorded before it is all of its version.
+const leastKept = 1 << 20
 
 // gatherMeta names the gathering of an inode of some catalog. The number alone is not enough: one that a restored
 // backup had forgotten may have become another file's.
@@ -48,44 +60,6 @@ func gatherMeta(vault uint64, m Metadata) string {
 		key += fmt.Sprintf(".%d", m.Born)
 	}
 	return key
-}
-
-// forked reports whether two archives of an inode cannot be versions of one history: the one with the
-// smaller number was made later. Between them an older state directory was restored, and neither replaces the other. (Segments
-// of two versions may be under way at the same time.)
-func forked(a, b gathered) bool {
-	if a.V > b.V {
-		a, b = b, a
-	}
-	return a.V < b.V && a.Created > b.Created && b.Created != 0 && a.Segs <= 1 && b.Segs <= 1
-}
-
-// fork is where a history of a file parts: a version number that had been given out, or passed, was given out again then.
-type fork struct {
-	v  uint64
-	at int64
-}
-
-// forks returns where the histories of the archives known so far part.
-func (g *gathering) forks() (list []fork) {
-	parts := slices.Clone(g.Parts)
-	slices.SortStableFunc(parts, func(a, b gathered) int { return cmp.Compare(a.Created, b.Created) })
-	var most uint64
-	for _, p := range parts {
-		if p.Segs > 1 || p.Created == 0 {
-			continue
-		}
-		if p.V <= most {
-			list = append(list, fork{p.V, p.Created})
-		}
-		most = max(most, p.V)
-	}
-	return list
-}
-
-// parts reports whether two archives are on different sides of f: then neither replaces the other.
-func (f fork) parts(a, b gathered) bool {
-	return a.Segs <= 1 && b.Segs <= 1 && a.V >= f.v && b.V >= f.v && (a.Created < f.at) != (b.Created < f.at)
 }
 
 func loadGathering(tx *catalog.Tx, key string) (g gathering, err error) {
@@ -107,92 +81,89 @@ func putGathering(tx *catalog.Tx, key string, g gathering) error {
 	if err != nil {
 		return err
 	}
+	if old, err := tx.Meta(key); err == nil && bytes.Equal(old, b) {
+		return nil
+	}
 	return tx.PutMeta(key, b)
 }
 
-// complete returns the newest version of which every byte is there, as its
-// archives in order. A segment that did not change between two versions was uploaded only once,
-// with the older.
-func (g *gathering) complete() (v uint64, size int64, parts []gathered) {
-	versions := make(map[uint64]gathered)
-	for _, p := range g.Parts {
-		if !p.Beside {
-			versions[p.V] = p
+// replace puts another archive in the place of one.
+func (g *gathering) replace(num, by uint64) (done bool) {
+	for i := range g.Parts {
+		if g.Parts[i].Num == num {
+			g.Parts[i].Num, done = by, true
 		}
 	}
-	for _, v := range slices.Backward(slices.Sorted(maps.Keys(versions))) {
-		want := versions[v]
-		var parts []gathered
-		var sum int64
-		for seg := range max(want.Segs, 1) {
-			var best *gathered
-			for i := range g.Parts {
-				if p := &g.Parts[i]; !p.Beside && p.Seg == seg && p.V <= v && (best == nil || p.V > best.V) {
-					best = p
-				}
-			}
-			if best == nil {
-				break
-			}
-			sum += best.Len
-			parts = append(parts, *best)
-		}
-		if len(parts) == max(want.Segs, 1) && sum == want.Size {
-			return v, want.Size, parts
+	for i := range g.Shown {
+		if g.Shown[i] == num {
+			g.Shown[i] = by
 		}
 	}
-	return 0, 0, nil
+	return done
 }
 
 // gather takes an archive whose description is casfs's own and whose upload this catalog does not know.
-func (m *merger) gather(tx *catalog.Tx, a catalog.Archive, md Metadata, now time.Time) error {
+func (m *merger) gather(tx *catalog.Tx, e cas.InventoryEntry, a catalog.Archive, md Metadata, now time.Time) error {
 	key := gatherMeta(m.inv.ino, md)
-	if err := tx.PutArchive(a); err != nil {
-		return err
-	}
 	g, err := loadGathering(tx, key)
 	if err != nil {
 		return err
 	}
-	part := gathered{V: md.V, Seg: md.Seg, Segs: md.Segs, Num: a.Num, Len: a.Size, Size: md.Size, Created: a.Created}
-	forks := g.forks()
-	var other *gathered // that part cannot be a version of one file with
-	for i, p := range g.Parts {
-		same := p.V == md.V && p.Seg == md.Seg
-		if same {
-			old, err := tx.Archive(p.Num)
-			if err == nil && sameBytes(old, a) {
-				m.toTrash(&a, now)
-				return tx.PutArchive(a)
-			}
+	for _, p := range g.Parts {
+		if p.V != md.V || p.Seg != md.Seg {
+			continue
 		}
-		if !p.Beside && other == nil && (same || forked(p, part) || slices.ContainsFunc(forks, func(f fork) bool { return f.parts(p, part) })) {
-			other = &g.Parts[i]
-		}
-	}
-	if other != nil {
-		old, err := tx.Archive(other.Num)
+		old, err := tx.Archive(p.Num)
 		if err != nil && !errors.Is(err, catalog.ErrNotExist) {
 			return err
 		}
-		part.Beside = true
-		g.Parts = append(g.Parts, part)
-		if err := m.beside(tx, a, md, old, now); err != nil {
-			return err
+		alike := p.Segs <= 1 && md.Segs <= 1 || p.Segs == md.Segs && p.Set == md.Set && md.Set != setOpen && p.Size == md.Size && p.Mtime == md.Mtime
+		if err == nil && alike && sameBytes(old, a) {
+			return m.twice(tx, e, a, old, now)
 		}
-		if g.Ino != 0 {
-			m.newer[key] = true // what was taken for an older version of it may be one of this history
-		}
-		return putGathering(tx, key, g)
+	}
+	m.unknown(a)
+	if err := tx.PutArchive(a); err != nil {
+		return err
+	}
+	part := gathered{V: md.V, Seg: md.Seg, Segs: md.Segs, Num: a.Num, Len: a.Size, Size: md.Size, Created: a.Created}
+	if md.Segs > 1 {
+		part.Mtime, part.Set, part.Off = md.Mtime, md.Set, md.Off
+	}
+	if md.Segs > 1 || a.Size >= leastKept {
+		part.Intent = md.Intent
 	}
 	g.Parts = append(g.Parts, part)
-	v, size, parts := g.complete()
-	switch {
-	case parts == nil: // more segments have to come
+	if len(g.Parts) > 1 {
+		m.more = append(m.more, key)
+	}
+	if part.Segs <= 1 {
+		list := g.makings()
+		mine := list.of(part)
+		for _, o := range list.list {
+			if o == mine || o.beside() || !list.apart(o, mine) {
+				continue
+			}
+			old, err := tx.Archive(o.own[0].Num)
+			if err != nil && !errors.Is(err, catalog.ErrNotExist) {
+				return err
+			}
+			g.Parts[len(g.Parts)-1].Beside = true
+			if err := m.beside(tx, []catalog.Archive{a}, md, old, now); err != nil {
+				return err
+			}
+			if g.Ino != 0 {
+				m.newer[key] = true // what was taken for an older version of it may be one of this history
+			}
+			return putGathering(tx, key, g)
+		}
+	}
+	switch best := g.makings().complete(); {
+	case best == nil: // more segments have to come
 	case g.Ino != 0: // a version of it is shown already, perhaps to programs
 		m.newer[key] = true
 	default:
-		if err := m.place(tx, &g, v, size, parts, now); err != nil {
+		if err := m.place(tx, &g, best, now); err != nil {
 			return err
 		}
 	}
@@ -232,36 +203,115 @@ func archivesOf(tx *catalog.Tx, parts []gathered) (list []catalog.Archive, md Me
 	return list, md, nil
 }
 
-// place shows a complete version as a new file, and lets go of older ones.
-func (m *merger) place(tx *catalog.Tx, g *gathering, v uint64, size int64, parts []gathered, now time.Time) error {
-	archives, md, err := archivesOf(tx, parts)
+// place shows a complete version as a new file.
+func (m *merger) place(tx *catalog.Tx, g *gathering, k *making, now time.Time) error {
+	archives, md, err := archivesOf(tx, k.parts)
 	if err != nil {
 		return err
 	}
-	ino, d, err := m.create(tx, m.pathOf(md, archives[0].ID), archives[0].ID, inodeOf(md, size), now)
+	ino, d, err := m.create(tx, m.pathOf(md, archives[0].ID), archives[0].ID, inodeOf(md, k.size), now)
 	if err != nil {
 		return err
 	}
-	if err := m.show(tx, ino, v, archives, now); err != nil {
+	if err := m.show(tx, ino, k.v, archives, now); err != nil {
 		return err
 	}
-	g.V, g.Ino, g.OurV, g.Parent, g.Name = v, ino.Ino, v, d.Parent, d.Name
-	return m.supersede(tx, g, parts, now)
+	g.V, g.Ino, g.OurV, g.Parent, g.Name = k.v, ino.Ino, k.v, d.Parent, d.Name
+	g.shows(k)
+	return nil
 }
 
-// supersede puts what is older than the version shown into the trash, unless a newer
-// one that is not complete may still need it.
-func (m *merger) supersede(tx *catalog.Tx, g *gathering, parts []gathered, now time.Time) error {
+// shows notes what is shown.
+func (g *gathering) shows(k *making) {
+	g.Shown = nil
+	for _, p := range k.parts {
+		g.Shown = append(g.Shown, p.Num)
+	}
+}
+
+// part shows what is complete and of another history than what is shown as files of their own.
+func (m *merger) part(tx *catalog.Tx, g *gathering, now time.Time) error {
+	list := g.makings()
+	shown := list.shown(g)
+	if shown == nil {
+		return nil
+	}
+	for _, o := range list.list {
+		if o == shown || o.beside() || o.parts == nil || !list.apart(o, shown) {
+			continue
+		}
+		archives, md, err := archivesOf(tx, o.parts)
+		if err != nil && !errors.Is(err, catalog.ErrNotExist) {
+			return err
+		}
+		free := err == nil
+		for i, a := range archives {
+			used, err := inUse(tx, a)
+			if err != nil {
+				return err
+			}
+			put := a.State == catalog.Trash && a.Ino == 0 // by an earlier inventory, before what tells that it is none was found
+			free = free && !used && (a.State == catalog.Live || put) && !slices.Contains(g.Shown, o.parts[i].Num)
+		}
+		if !free {
+			continue
+		}
+		other, err := tx.Archive(shown.parts[0].Num)
+		if err != nil {
+			return err
+		}
+		for i := range g.Parts {
+			p := &g.Parts[i]
+			p.Beside = p.Beside || slices.ContainsFunc(o.parts, func(x gathered) bool { return x.Num == p.Num })
+		}
+		if err := m.beside(tx, archives, md, other, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle puts what is older than the version shown into the trash, unless a newer
+// one that is not complete may still need it. All of an inventory must have been seen.
+func (m *merger) settle(key string) error {
+	if err := m.renew(key); err != nil {
+		return err
+	}
+	now := time.Now()
+	if err := m.update(key, func(tx *catalog.Tx, g *gathering) error {
+		if err := m.part(tx, g, now); err != nil {
+			return err
+		}
+		return m.supersede(tx, g, now)
+	}); err != nil {
+		return err
+	}
+	for _, d := range m.names {
+		m.r.e.opts.Observer.EntryChanged(d.Parent, d.Name)
+	}
+	m.names = nil
+	if m.trashed {
+		m.r.e.bin.kickTrash()
+	}
+	return nil
+}
+
+func (m *merger) supersede(tx *catalog.Tx, g *gathering, now time.Time) error {
+	list := g.makings()
+	shown := list.shown(g)
+	if shown == nil {
+		return nil
+	}
 	for _, p := range g.Parts {
 		if p.V > g.V && !p.Beside {
 			return nil
 		}
 	}
-	forks := g.forks()
-	var keep []gathered
 	for _, p := range g.Parts {
-		if p.Beside || slices.Contains(parts, p) {
-			keep = append(keep, p)
+		if p.Beside || slices.Contains(g.Shown, p.Num) {
+			continue
+		}
+		if k := list.of(p); k != nil && list.apart(k, shown) || p.Created > shown.last {
 			continue
 		}
 		a, err := tx.Archive(p.Num)
@@ -271,21 +321,11 @@ func (m *merger) supersede(tx *catalog.Tx, g *gathering, parts []gathered, now t
 		if err != nil {
 			return err
 		}
-		md, described := parseDescription(a.Description)
-		put := a.State == catalog.Trash && a.Ino == 0 // by an earlier inventory, or an earlier part of this one
-		if (a.State == catalog.Live || put) && described && slices.ContainsFunc(forks, func(f fork) bool { return f.parts(p, parts[0]) }) {
-			// It was found before what tells that it is none.
-			p.Beside = true
-			other, err := tx.Archive(parts[0].Num)
-			if err != nil {
-				return err
-			}
-			if err := m.beside(tx, a, md, other, now); err != nil {
-				return err
-			}
-		} else if used, err := inUse(tx, a); err != nil { // by a file that was busy when the newer version came, and stayed
+		used, err := inUse(tx, a) // by a file that was busy when the newer version came, and stayed
+		if err != nil {
 			return err
-		} else if a.State == catalog.Live && !used {
+		}
+		if a.State == catalog.Live && !used {
 			m.r.log.Info("an older version's archive goes to the trash", "vault", m.inv.name, "archive", a.ID, "version", p.V, "newest", g.V)
 			m.toTrash(&a, now)
 			a.Ino, a.V = 0, 0
@@ -293,9 +333,8 @@ func (m *merger) supersede(tx *catalog.Tx, g *gathering, parts []gathered, now t
 				return err
 			}
 		}
-		keep = append(keep, p) // remembered, so that the next inventory does not show it
+		// It is remembered, so that the next inventory does not show it.
 	}
-	g.Parts = keep
 	return nil
 }
 
@@ -303,6 +342,7 @@ func (m *merger) supersede(tx *catalog.Tx, g *gathering, parts []gathered, now t
 // since, or is in use, stays as it is, and the newer version becomes a file beside it.
 func (m *merger) renew(key string) error {
 	r := m.r
+	now := time.Now()
 	var g gathering
 	if err := r.e.catalog.View(func(tx *catalog.Tx) (err error) {
 		g, err = loadGathering(tx, key)
@@ -310,38 +350,58 @@ func (m *merger) renew(key string) error {
 	}); err != nil {
 		return err
 	}
-	v, size, parts := g.complete()
-	if parts == nil {
+	if len(g.Parts) > 1 {
+		if err := m.update(key, func(tx *catalog.Tx, fresh *gathering) error {
+			if err := m.part(tx, fresh, now); err != nil {
+				return err
+			}
+			g = *fresh
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	best := g.makings().complete()
+	if best == nil {
 		return nil
 	}
-	now := time.Now()
 	f, err := r.e.acquire(g.Ino)
 	if g.Ino == 0 || errors.Is(err, catalog.ErrNotExist) {
-		if v <= g.V {
+		if best.v <= g.V {
 			return nil // it was deleted here
 		}
-		return m.update(key, func(tx *catalog.Tx, g *gathering) error { return m.place(tx, g, v, size, parts, now) })
+		return m.update(key, func(tx *catalog.Tx, g *gathering) error {
+			return errors.Join(m.place(tx, g, best, now), m.part(tx, g, now))
+		})
 	}
 	if err != nil {
 		return err
 	}
 	defer f.put()
 	f.mu.Lock()
-	if v <= g.V {
-		// An older one came later.
-		f.mu.Unlock()
-		return m.update(key, func(tx *catalog.Tx, g *gathering) error { return m.supersede(tx, g, parts, now) })
+	if best.v <= g.V {
+		f.mu.Unlock() // an older one came later
+		return nil
 	}
 	old := f.ver
 	if old.V != g.OurV || old.State != catalog.Archived || f.pinned > 0 || f.writers > 0 {
 		f.mu.Unlock()
-		return m.update(key, func(tx *catalog.Tx, g *gathering) error { return m.place(tx, g, v, size, parts, now) })
+		return m.update(key, func(tx *catalog.Tx, g *gathering) error {
+			for _, p := range best.parts {
+				if a, err := tx.Archive(p.Num); err != nil {
+					return err
+				} else if used, err := inUse(tx, a); err != nil || used {
+					return err // an archive is one file's: the next inventory tries again
+				}
+			}
+			return errors.Join(m.place(tx, g, best, now), m.part(tx, g, now))
+		})
 	}
 	var ino catalog.Inode
 	var ver catalog.Version
 	var gone catalog.Dirent
 	err = m.update(key, func(tx *catalog.Tx, g *gathering) error {
-		archives, md, err := archivesOf(tx, parts)
+		archives, md, err := archivesOf(tx, best.parts)
 		if err != nil {
 			return err
 		}
@@ -371,16 +431,26 @@ func (m *merger) renew(key string) error {
 				}
 			}
 		}
-		want := inodeOf(md, size)
+		want := inodeOf(md, best.size)
 		i.Mode, i.UID, i.GID, i.Size, i.Mtime = want.Mode, want.UID, want.GID, want.Size, want.Mtime
-		g.V, g.OurV = v, max(v, old.V+1)
+		g.V, g.OurV = best.v, max(best.v, old.V+1)
 		if err := m.show(tx, i, g.OurV, archives, now); err != nil {
 			return err
 		}
+		g.shows(best)
 		if err := tx.DeleteVersion(f.ino, old.V); err != nil {
 			return err
 		}
-		if err := m.supersede(tx, g, parts, now); err != nil {
+		for _, x := range old.Extents {
+			// Nobody's until settle, or the next inventory, which finds it so.
+			if a, err := tx.Archive(x.Archive); err == nil && !slices.Contains(g.Shown, a.Num) {
+				a.Ino, a.V = 0, 0
+				if err := tx.PutArchive(a); err != nil {
+					return err
+				}
+			}
+		}
+		if err := m.part(tx, g, now); err != nil {
 			return err
 		}
 		if ino, err = tx.Inode(f.ino); err != nil {

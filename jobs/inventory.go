@@ -29,6 +29,10 @@ type inventory struct {
 	findings []finding // what does not agree with the catalog; complete unless resumed
 	more     int       // findings that are not kept
 
+	// For when all of it has been seen; what an earlier run of the program noted is noted again by the next inventory.
+	unsure  []cas.InventoryEntry // as another archive that was not listed so far
+	settles map[string]bool      // gatherings in which something may be superseded
+
 	// What the vault's loop is to look for in its list of jobs.
 	polled      bool
 	asked       time.Time // of the job; how often the list is read follows from it

@@ -24,8 +24,13 @@ type merger struct {
 	names   []catalog.Dirent // appeared
 	back    []verKey         // archives that were missing
 	newer   map[string]bool  // gatherings that may have a newer version than is shown
+	more    []string         // gatherings of more than one archive
+	stand   []standIn        // archives for those that are missing
+	unsure  []cas.InventoryEntry
 	found   []finding
 	trashed bool
+
+	last bool // all of the inventory was seen
 }
 
 // rebuildGrace is how long an archive that an inventory shows to be superseded is kept at least.
@@ -50,6 +55,7 @@ func (m *merger) flush() error {
 	now := time.Now()
 	_, err := m.r.e.catalog.Update(func(tx *catalog.Tx) error {
 		m.names, m.back, m.newer, m.found, m.trashed = nil, nil, make(map[string]bool), nil, false
+		m.more, m.stand, m.unsure = nil, nil, nil
 		for _, e := range m.batch {
 			if err := m.entry(tx, e, now); err != nil {
 				return fmt.Errorf("archive %.20s…: %w", e.ArchiveID, err)
@@ -63,11 +69,19 @@ func (m *merger) flush() error {
 	n := len(m.batch)
 	m.batch = m.batch[:0]
 	m.r.mu.Lock()
-	m.inv.entries += int64(n)
+	if !m.last {
+		m.inv.entries += int64(n)
+	}
 	m.inv.noteLocked(m.found)
 	m.r.mu.Unlock()
+	m.inv.later(m.unsure, m.more)
 	for _, key := range m.back {
 		m.r.unmarkDamaged(key, missingText)
+	}
+	for _, s := range m.stand {
+		if err := m.r.standIn(s); err != nil {
+			return err
+		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(m.newer)) {
 		if err := m.renew(key); err != nil {
@@ -121,33 +135,26 @@ func (m *merger) entry(tx *catalog.Tx, e cas.InventoryEntry, now time.Time) erro
 	switch twin, err := tx.ArchiveByIntent(md.Intent); {
 	case err == nil && !sameBytes(twin, a):
 		m.unknown(a)
-		return m.beside(tx, a, md, twin, now)
+		return m.beside(tx, []catalog.Archive{a}, md, twin, now)
 	case err == nil:
-		m.find(a.ID, "holds what archive %s holds; it goes to the trash", twin.ID)
-		m.r.log.Info("an archive was uploaded twice; the second goes to the trash", "vault", m.inv.name, "archive", a.ID, "first", twin.ID, "path", md.Path)
-		m.toTrash(&a, now)
-		return tx.PutArchive(a)
+		return m.twice(tx, e, a, twin, now)
 	case !errors.Is(err, catalog.ErrNotExist):
 		return err
 	}
 	if own := m.r.e.catalog.ID(); strings.HasPrefix(md.Intent, own[:min(sourceLen, len(own))]) {
 		// Made by this catalog, which does not know it: its records were lost, or an older state directory was
 		// restored, and its inode number is another file's by now. Only what is there already may go.
-		same, busy, err := m.compare(tx, a, md)
+		twin, busy, err := m.compare(tx, a, md)
 		switch {
 		case err != nil:
 			return err
 		case busy:
 			return nil // on its way there right now; the next inventory tells
-		case same:
-			m.find(a.ID, "holds what another archive of the file holds; it goes to the trash")
-			m.r.log.Info("an archive was uploaded twice; the second goes to the trash", "vault", m.inv.name, "archive", a.ID, "path", md.Path)
-			m.toTrash(&a, now)
-			return tx.PutArchive(a)
+		case twin != nil:
+			return m.twice(tx, e, a, *twin, now)
 		}
 	}
-	m.unknown(a)
-	return m.gather(tx, a, md, now)
+	return m.gather(tx, e, a, md, now)
 }
 
 // unknown notes an archive the catalog knew nothing of. At first that is all of them.
@@ -161,37 +168,40 @@ func (m *merger) find(id, format string, args ...any) {
 	m.found = append(m.found, finding{id, fmt.Sprintf(format, args...)})
 }
 
-// compare says whether the inode that an archive's description names holds the same bytes in another
-// archive, or is uploading the version that the description names.
-func (m *merger) compare(tx *catalog.Tx, a catalog.Archive, md Metadata) (same, busy bool, err error) {
+// compare returns the archive with the same bytes of which the inode consists that an archive's description names, if there
+// is one, or says that it is uploading the version that the description names.
+func (m *merger) compare(tx *catalog.Tx, a catalog.Archive, md Metadata) (twin *catalog.Archive, busy bool, err error) {
 	i, err := tx.Inode(md.Ino)
 	if errors.Is(err, catalog.ErrNotExist) || err == nil && i.Version == 0 {
-		return false, false, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return false, false, err
+		return nil, false, err
 	}
 	if md.Born != 0 && md.Born != i.Btime {
-		return false, false, nil // the number was another file's
+		return nil, false, nil // the number was another file's
 	}
 	v, err := tx.Version(md.Ino, i.Version)
 	if errors.Is(err, catalog.ErrNotExist) {
-		return false, false, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return false, false, err
+		return nil, false, err
 	}
 	if v.State != catalog.Archived {
-		return false, v.V == md.V, nil
+		return nil, v.V == md.V, nil
 	}
 	for _, x := range v.Extents {
 		other, err := tx.Archive(x.Archive)
 		if err != nil && !errors.Is(err, catalog.ErrNotExist) {
-			return false, false, err
+			return nil, false, err
 		}
-		same = same || err == nil && other.State == catalog.Live && sameBytes(other, a)
+		if err == nil && (other.State == catalog.Live || other.State == catalog.Missing) && sameBytes(other, a) &&
+			(twin == nil || other.State == catalog.Missing) {
+			twin = &other
+		}
 	}
-	return same, false, nil
+	return twin, false, nil
 }
 
 // sameBytes reports whether two archives are known to hold the same.
@@ -199,16 +209,21 @@ func sameBytes(a, b catalog.Archive) bool {
 	return a.Size == b.Size && a.TreeHash == b.TreeHash && a.TreeHash != [32]byte{}
 }
 
-// beside shows an archive that claims to be what another is, or its successor, and cannot be, as a file of its own.
-func (m *merger) beside(tx *catalog.Tx, a catalog.Archive, md Metadata, other catalog.Archive, now time.Time) error {
+// beside shows archives that claim to be what another is, or its successor, and cannot be, as a file of its own.
+func (m *merger) beside(tx *catalog.Tx, list []catalog.Archive, md Metadata, other catalog.Archive, now time.Time) error {
+	id := list[0].ID
 	m.r.log.Warn("two archives claim to be the same file and cannot both be; the second becomes a file of its own",
-		"vault", m.inv.name, "archive", a.ID, "other", other.ID, "path", md.Path)
-	a.Intent = "" // it is the other's
-	ino, _, err := m.create(tx, m.pathOf(md, a.ID), a.ID, inodeOf(md, a.Size), now)
+		"vault", m.inv.name, "archive", id, "other", other.ID, "path", md.Path)
+	var size int64
+	for i := range list {
+		size += list[i].Size
+		list[i].Intent = "" // it is the other's
+	}
+	ino, _, err := m.create(tx, m.pathOf(md, id), id, inodeOf(md, size), now)
 	if err != nil {
 		return err
 	}
-	return m.show(tx, ino, 1, []catalog.Archive{a}, now)
+	return m.show(tx, ino, 1, list, now)
 }
 
 // known confirms an archive of the catalog. What is in the trash or deleted stays so.
@@ -230,7 +245,10 @@ func (m *merger) known(tx *catalog.Tx, a catalog.Archive, e cas.InventoryEntry, 
 	}
 	if a.State == catalog.Live && a.Ino == 0 {
 		if md, ok := parseDescription(a.Description); ok {
-			m.newer[gatherMeta(m.inv.ino, md)] = true // left over by a stop in between
+			// Left over by a stop in between, or of no complete version.
+			key := gatherMeta(m.inv.ino, md)
+			m.newer[key] = true
+			m.more = append(m.more, key)
 		}
 	}
 	if a == was {

@@ -11,6 +11,14 @@ const missingText = "the vault's inventories no longer list its archive"
 
 // finishInventory looks for archives the inventory should have listed and did not.
 func (r *recaller) finishInventory(inv *inventory, rec inventoryRecord) error {
+	// What is superseded goes last: only all of the list tells histories apart.
+	m := merger{r: r, inv: inv, stamp: rec.Started, last: true}
+	for key := range inv.settles {
+		if err := m.settle(key); err != nil {
+			return err
+		}
+	}
+	inv.settles = nil
 	var prev int64
 	var absent []uint64
 	err := r.e.catalog.View(func(tx *catalog.Tx) error {
@@ -69,8 +77,26 @@ func (r *recaller) finishInventory(inv *inventory, rec inventoryRecord) error {
 			r.markDamaged(verKey{a.Ino, a.V}, missingText)
 			r.attrChanged(a.Ino)
 		}
+		stand, err := r.standIns(lost, rec.Started)
+		if err != nil {
+			return err
+		}
+		for _, s := range stand {
+			if err := r.standIn(s); err != nil {
+				return err
+			}
+		}
 		absent = absent[n:]
 	}
+	for _, e := range inv.unsure {
+		if err := m.add(e); err != nil {
+			return err
+		}
+	}
+	if err := m.flush(); err != nil {
+		return err
+	}
+	inv.unsure = nil
 	rec.Active = false
 	_, err = r.e.catalog.Update(func(tx *catalog.Tx) error {
 		v, err := tx.Vault(inv.ino)

@@ -179,6 +179,12 @@ func TestRebuild(t *testing.T) {
 }
 
 func TestSegmentsMeetAnywhere(t *testing.T) {
+	for _, sets := range []bool{true, false} {
+		t.Run(fmt.Sprintf("sets %v", sets), func(t *testing.T) { segmentsMeetAnywhere(t, sets) })
+	}
+}
+
+func segmentsMeetAnywhere(t *testing.T, sets bool) {
 	// A file that grew while it was uploaded keeps the segment it ended with.
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.Tier, o.CacheSize = "expedited", 24<<20 })
@@ -194,6 +200,9 @@ func TestSegmentsMeetAnywhere(t *testing.T) {
 				m.Segs, m.Size = 1, 1<<20+5
 			}
 			m.Intent += fmt.Sprint(i)
+			if sets && i > 0 {
+				m.Set, m.Off = setOf([]string{"01234567890", "01234567891", "01234567892"}), int64(cut[i])
+			}
 			r.upload(formatDescription(m), data[cut[i]:cut[i+1]])
 		}
 		r.inventory()
@@ -326,81 +335,90 @@ func (r *recallRig) rewrite(ino uint64, data []byte) {
 // After an older state directory was restored, inode and version numbers are given out twice. A rebuild from the vault must take
 // none of what was written before and after for an older version of the other.
 func TestRebuildAfterRollback(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "expedited" })
-		kept, _ := r.coldFile("kept", 100)
-		ahead, _ := r.coldFile("ahead", 100)
-		r.stop()
-		backup := filepath.Join(t.TempDir(), "backup")
-		if err := os.CopyFS(backup, os.DirFS(r.opts.StateDir)); err != nil {
-			t.Fatal(err)
-		}
-		r.start()
-		want := make(map[string]bool) // contents
-		keep := func(data []byte) []byte {
-			want[string(data)] = true
-			return data
-		}
-		lost := make(map[uint64]bool)
-		for _, name := range []string{"lost1", "lost2", "lost3"} {
-			ino, data := r.coldFile(name, 500)
-			keep(data)
-			lost[ino] = true
-			time.Sleep(time.Minute)
-		}
-		// One file gets further before than after.
-		r.rewrite(kept, blob("kept v2", 510))
-		s, err := r.e.Stat(t.Context(), kept)
-		if err != nil {
-			t.Fatal(err)
-		}
-		second := s.Archives[0].ID
-		r.rewrite(kept, keep(blob("kept v3", 520)))
-		r.rewrite(ahead, keep(blob("ahead v2", 530)))
-		time.Sleep(time.Hour)
-		r.stop()
-		r.opts.StateDir = backup
-		r.start()
-		again := 0
-		for _, name := range []string{"new1", "new2", "new3"} {
-			ino, _ := r.coldFile(name, 700)
-			r.rewrite(ino, keep(blob(name+" v2", 710)))
-			if lost[ino] {
-				again++
-			}
-			time.Sleep(time.Minute)
-		}
-		if again == 0 {
-			t.Fatal("no inode number was used again: this tests nothing")
-		}
-		r.rewrite(kept, keep(blob("kept again", 720)))
-		r.rewrite(ahead, blob("ahead again", 730))
-		r.rewrite(ahead, keep(blob("ahead again v3", 740)))
-		// Nothing but the times tells that "kept v3" was not made of "kept again".
-		if err := r.client.DeleteArchive(t.Context(), "v", second); err != nil {
-			t.Fatal(err)
-		}
-		r.newMachine()
-		r.inventory()
-		for path, i := range r.tree() {
-			if !isRegular(i.Mode) {
-				continue
-			}
-			data, err := r.read(t.Context(), i.Ino, 0, 1000)
-			if err != nil {
-				t.Fatalf("%s: %v", path, err)
-			}
-			delete(want, string(data))
-		}
-		for data := range want {
-			t.Errorf("a file of %d bytes is not shown", len(data))
-		}
-		before := r.archives()
-		r.inventory()
-		if again := r.archives(); !maps.Equal(again, before) {
-			t.Errorf("another inventory makes %v of %v", again, before)
-		}
+	for name, more := range map[string]int{"single": 0, "segments": 5 << 20} {
+		t.Run(name, func(t *testing.T) { inBubble(t, func(t *testing.T) { rebuildAfterRollback(t, more) }) })
+	}
+}
+
+// rebuildAfterRollback is about files of more bytes than a few.
+func rebuildAfterRollback(t *testing.T, more int) {
+	r := newRecallRig(t, realistic, func(o *Options) {
+		o.Tier = "expedited"
+		o.PartSize, o.SegmentSize, o.SingleBelow = 1<<20, 2<<20, 1<<20
 	})
+	blob := func(name string, n int) []byte { return blob(name, n+more) }
+	kept, _ := r.coldFile("kept", 100+more)
+	ahead, _ := r.coldFile("ahead", 100+more)
+	r.stop()
+	backup := filepath.Join(t.TempDir(), "backup")
+	if err := os.CopyFS(backup, os.DirFS(r.opts.StateDir)); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	want := make(map[string]bool) // contents
+	keep := func(data []byte) []byte {
+		want[string(data)] = true
+		return data
+	}
+	lost := make(map[uint64]bool)
+	for _, name := range []string{"lost1", "lost2", "lost3"} {
+		ino, data := r.coldFile(name, 500+more)
+		keep(data)
+		lost[ino] = true
+		time.Sleep(time.Minute)
+	}
+	// One file gets further before than after.
+	r.rewrite(kept, blob("kept v2", 510))
+	s, err := r.e.Stat(t.Context(), kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := s.Archives
+	r.rewrite(kept, keep(blob("kept v3", 520)))
+	r.rewrite(ahead, keep(blob("ahead v2", 530)))
+	time.Sleep(time.Hour)
+	r.stop()
+	r.opts.StateDir = backup
+	r.start()
+	again := 0
+	for _, name := range []string{"new1", "new2", "new3"} {
+		ino, _ := r.coldFile(name, 700+more)
+		r.rewrite(ino, keep(blob(name+" v2", 710)))
+		if lost[ino] {
+			again++
+		}
+		time.Sleep(time.Minute)
+	}
+	if again == 0 {
+		t.Fatal("no inode number was used again: this tests nothing")
+	}
+	r.rewrite(kept, keep(blob("kept again", 720)))
+	r.rewrite(ahead, blob("ahead again", 730))
+	r.rewrite(ahead, keep(blob("ahead again v3", 740)))
+	// Nothing but the times tells that "kept v3" was not made of "kept again".
+	for _, a := range second {
+		r.deleteArchive(a.ID)
+	}
+	r.newMachine()
+	r.inventory()
+	for path, i := range r.tree() {
+		if !isRegular(i.Mode) {
+			continue
+		}
+		data, err := r.read(t.Context(), i.Ino, 0, 1000+more)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		delete(want, string(data))
+	}
+	for data := range want {
+		t.Errorf("a file of %d bytes is not shown", len(data))
+	}
+	before := r.archives()
+	r.inventory()
+	if again := r.archives(); !maps.Equal(again, before) {
+		t.Errorf("another inventory makes %v of %v", again, before)
+	}
 }
 
 // TestRebuildInAnyOrder: two histories of a file in which no version number is the same, since not every

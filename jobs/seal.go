@@ -151,6 +151,10 @@ func (f *file) sealLocked() error {
 			plan[i].Intent = newIntent(e.catalog.ID())
 		}
 	}
+	intents := make([]string, len(plan))
+	for i, u := range plan {
+		intents[i] = u.Intent
+	}
 	want := f.inode
 	seq, err := e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		i, err := tx.Inode(f.ino)
@@ -179,7 +183,7 @@ func (f *file) sealLocked() error {
 				}
 				continue
 			}
-			if err := describeTx(tx, i, v, u, k, len(plan)); err != nil {
+			if err := describeTx(tx, i, v, u, k, len(plan), setOf(intents)); err != nil {
 				return err
 			}
 			if err := tx.PutUpload(*u); err != nil {
@@ -204,8 +208,8 @@ func (f *file) sealLocked() error {
 	return nil
 }
 
-// describeTx fills in the intent of segment k of n.
-func describeTx(tx *catalog.Tx, i catalog.Inode, v catalog.Version, u *catalog.Upload, k, n int) error {
+// describeTx fills in the intent of segment k of n, which belongs with those of set.
+func describeTx(tx *catalog.Tx, i catalog.Inode, v catalog.Version, u *catalog.Upload, k, n int, set string) error {
 	vault, err := tx.Vault(i.Vault)
 	if err != nil {
 		return fmt.Errorf("vault of inode %d: %w", i.Ino, err)
@@ -221,7 +225,7 @@ func describeTx(tx *catalog.Tx, i catalog.Inode, v catalog.Version, u *catalog.U
 	u.Started = time.Now().UnixNano()
 	u.Description = formatDescription(Metadata{
 		Intent: u.Intent, Ino: i.Ino, V: v.V, Size: i.Size, Mtime: i.Mtime,
-		Mode: i.Mode & 07777, UID: i.UID, GID: i.GID, Born: i.Btime, Seg: k, Segs: n, Path: path,
+		Mode: i.Mode & 07777, UID: i.UID, GID: i.GID, Born: i.Btime, Seg: k, Segs: n, Set: set, Off: u.Off, Path: path,
 	})
 	return nil
 }
