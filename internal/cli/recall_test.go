@@ -9,9 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
 // recalled is what recall --json prints.
@@ -184,61 +181,6 @@ func TestRecallCancelled(t *testing.T) {
 	}
 	if r := u.casfs("recall", "--cancel", "-r", v, filepath.Join(v, "nope")); r.code != exitPartial {
 		t.Error(r)
-	}
-	u.ok("umount", m.point)
-}
-
-// TestRecallShowsProgress: on a terminal a waiting recall shows how far it is, and leaves nothing of that behind.
-func TestRecallShowsProgress(t *testing.T) {
-	u := newUser(t)
-	m, v := recallMount(u, map[string]int{"a": 1 << 20, "b": 1 << 20}, "--standard", "2500ms")
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer master.Close()
-	var unlock int32
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, master.Fd(), unix.TIOCSPTLCK, uintptr(unsafe.Pointer(&unlock))); e != 0 {
-		t.Fatal(e)
-	}
-	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := u.cmd("recall", "-r", "--wait", v)
-	var out bytes.Buffer
-	c.Stdout, c.Stderr = &out, tty
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	tty.Close()
-	shown := make(chan []byte)
-	go func() {
-		var all []byte
-		b := make([]byte, 4096)
-		for {
-			n, err := master.Read(b) // EIO when the last one has closed the terminal
-			all = append(all, b[:n]...)
-			if err != nil {
-				shown <- all
-				return
-			}
-		}
-	}()
-	if err := c.Wait(); err != nil {
-		t.Error(err)
-	}
-	got := string(<-shown)
-	if out.String() != "2 files local\n" || !strings.Contains(got, "recalling 0/2 files") {
-		t.Errorf("printed %q, and on the terminal %q", out.String(), got)
-	}
-	last := got[strings.LastIndexByte(got, '\r')+1:]
-	if strings.TrimSpace(strings.NewReplacer("\x1b[2K", "", "\x1b[K", "").Replace(last)) != "" {
-		t.Errorf("%q stays on the terminal", last)
 	}
 	u.ok("umount", m.point)
 }
