@@ -34,6 +34,12 @@ func (c *counts) add(what string, n int) {
 	c.n[what] += n
 }
 
+func (c *counts) of(what string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n[what]
+}
+
 func (c *counts) String() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -385,8 +385,16 @@ func TestPowerLoss(t *testing.T) {
 		if t.Failed() || i == n {
 			break
 		}
+		before := counts.of(synced)
 		r.load(d, false, false, func(dying *atomic.Bool) {
 			d.awaitDeath(time.Duration(300+r.rng.IntN(700)) * time.Millisecond)
+			// However slow the machine is: a loss before anything was promised would test nothing.
+			for end := time.Now().Add(time.Minute); counts.of(synced) < before+leastSynced; {
+				if d.awaitDeath(20*time.Millisecond) || time.Now().After(end) {
+					t.Errorf("%d operations were synced", counts.of(synced)-before)
+					break
+				}
+			}
 			dying.Store(true)
 			d.kill()
 			disk.pull()
@@ -395,12 +403,30 @@ func TestPowerLoss(t *testing.T) {
 		counts.add("power losses", 1)
 	}
 	t.Logf("\n%s", counts)
+	if t.Failed() {
+		return
+	}
+	if kept := counts.of(keptDir) + counts.of(keptArchived) + counts.of(keptFile); counts.of("power losses") != n || kept < n || counts.of(cutShort) == 0 {
+		t.Errorf("this has tested next to nothing")
+	}
 }
+
+// leastSynced is how many synced operations come before each power loss at least.
+const leastSynced = 10
+
+// What was found after a power loss.
+const (
+	keptDir      = "directories and links as synced"
+	keptArchived = "files in the vault as acknowledged"
+	keptFile     = "files intact after fsync"
+	cutShort     = "operations under way when the power went"
+)
 
 // afterPowerLoss holds what is there against what was synced, and goes on from what is there.
 func (w *worker) afterPowerLoss(c *counts) {
 	w.t.Helper()
 	if w.pending != nil {
+		c.add(cutShort, 1)
 		for n := range w.pending.names {
 			w.afloat[n] = true
 		}
@@ -429,15 +455,15 @@ func (w *worker) afterPowerLoss(c *counts) {
 		case want.dir != is.dir || want.link != is.link:
 			w.t.Errorf("%s is of another type", what)
 		case want.dir || want.link != "":
-			c.add("directories and links as synced", 1)
+			c.add(keptDir, 1)
 		case want.archived && (!is.archived || unreadable[n] != nil || !bytes.Equal(want.data, is.data)):
 			w.t.Errorf("%s was in the vault: %d bytes, %d now, in the vault: %v, %v", what, len(want.data), len(is.data), is.archived, unreadable[n])
 		case want.archived:
-			c.add("files in the vault as acknowledged", 1)
+			c.add(keptArchived, 1)
 		case want.synced && (unreadable[n] != nil || !bytes.Equal(want.data, is.data)):
 			w.t.Errorf("%s was synced: %d bytes, %d now, %v", what, len(want.data), len(is.data), unreadable[n])
 		case want.synced:
-			c.add("files intact after fsync", 1)
+			c.add(keptFile, 1)
 		default:
 			c.add("files that were not synced", 1)
 		}

@@ -39,6 +39,9 @@ type worker struct {
 	n int
 }
 
+// synced counts the operations after which something was promised to survive a power loss.
+const synced = "of them synced"
+
 // errOver ends a worker: its mount is dying.
 var errOver = errors.New("over")
 
@@ -81,6 +84,9 @@ func (w *worker) do(p pending, run func() error, done func()) error {
 		}
 	}
 	w.counts.add("operations acknowledged", 1)
+	if p.sync {
+		w.counts.add(synced, 1)
+	}
 	return nil
 }
 
