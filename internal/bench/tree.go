@@ -11,12 +11,8 @@ import (
 
 // smallFiles copies a tree of small files in.
 func (b *bench) smallFiles() error {
-	peers, err := b.peers()
+	peers, err := b.namePeers()
 	if err != nil {
-		return err
-	}
-	peers = oneLoopback(peers)
-	if err := startAll(peers); err != nil {
 		return err
 	}
 	tree, files, bytes, err := b.smallTree(b.o.files)
@@ -62,6 +58,16 @@ func (b *bench) smallFiles() error {
 	return b.smallToArchived(tree, files, what)
 }
 
+// namePeers starts the peers for what is about the number of files.
+func (b *bench) namePeers() ([]*peer, error) {
+	peers, err := b.peers()
+	if err != nil {
+		return nil, err
+	}
+	peers = oneLoopback(peers)
+	return peers, startAll(peers)
+}
+
 // oneLoopback leaves out the loopback without passthrough, which is about the bytes of files and not about their number.
 func oneLoopback(peers []*peer) []*peer {
 	return slices.DeleteFunc(peers, func(p *peer) bool { return p.name == loopback })
@@ -76,15 +82,8 @@ func (b *bench) copyTo(dir string) string {
 
 // smallToArchived copies a tree in and waits until each file is an archive.
 func (b *bench) smallToArchived(tree string, files int, what string) error {
-	plain, err := b.fresh("plain")
+	c, plain, err := b.besideDisk()
 	if err != nil {
-		return err
-	}
-	c, err := b.mount("--trash", "off")
-	if err != nil {
-		return err
-	}
-	if err := c.start(); err != nil {
 		return err
 	}
 	copied := func(dir string, durable func(to string) error) contestant {
@@ -116,12 +115,8 @@ func (b *bench) smallToArchived(tree string, files int, what string) error {
 
 // metadata creates, stats and removes empty files.
 func (b *bench) metadata() error {
-	peers, err := b.peers()
+	peers, err := b.namePeers()
 	if err != nil {
-		return err
-	}
-	peers = oneLoopback(peers)
-	if err := startAll(peers); err != nil {
 		return err
 	}
 	n := b.o.create

@@ -53,6 +53,24 @@ func hashAll(name string, times int) error {
 	return errors.Join(errs...)
 }
 
+// besideDisk starts a mount that deletes at once what it replaces, and makes a directory on the disk below it.
+func (b *bench) besideDisk() (c *peer, plain string, err error) {
+	if plain, err = b.fresh("plain"); err != nil {
+		return nil, "", err
+	}
+	c, err = b.started("--trash", "off")
+	return c, plain, err
+}
+
+// started is a mount that is up.
+func (b *bench) started(flags ...string) (*peer, error) {
+	c, err := b.mount(flags...)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.start()
+}
+
 // archive is how fast what is written gets into the vault.
 func (b *bench) archive() error {
 	src, err := b.source(b.o.size)
@@ -62,14 +80,7 @@ func (b *bench) archive() error {
 	if err := read(src); err != nil {
 		return err
 	}
-	c, err := b.mount("--trash", "off")
-	if err != nil {
-		return err
-	}
-	if err := c.start(); err != nil {
-		return err
-	}
-	plain, err := b.fresh("plain")
+	c, plain, err := b.besideDisk()
 	if err != nil {
 		return err
 	}
@@ -121,11 +132,8 @@ func (b *bench) recall() error {
 	if err != nil {
 		return err
 	}
-	c, err := b.mount("--stub", "0")
+	c, err := b.started("--stub", "0")
 	if err != nil {
-		return err
-	}
-	if err := c.start(); err != nil {
 		return err
 	}
 	store := filepath.Join(c.base(), "store")
@@ -193,11 +201,8 @@ func (b *bench) recall() error {
 
 // waiters is what programs that wait for cold files do to those that read warm ones.
 func (b *bench) waiters() error {
-	c, err := b.mount("--stub", "0", "--standard", "1h")
+	c, err := b.started("--stub", "0", "--standard", "1h")
 	if err != nil {
-		return err
-	}
-	if err := c.start(); err != nil {
 		return err
 	}
 	cold := filepath.Join(c.dir, "cold")
@@ -306,11 +311,8 @@ func (b *bench) stream() error {
 }
 
 func (b *bench) streamThrough(limit int64) error {
-	c, err := b.mount("--staging-size", fmt.Sprint(limit), "--stream-above", fmt.Sprint(min(limit/4, 1<<30)), "--staging-wait", "15s")
+	c, err := b.started("--staging-size", fmt.Sprint(limit), "--stream-above", fmt.Sprint(min(limit/4, 1<<30)), "--staging-wait", "15s")
 	if err != nil {
-		return err
-	}
-	if err := c.start(); err != nil {
 		return err
 	}
 	file := filepath.Join(c.dir, "stream")

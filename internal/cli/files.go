@@ -69,15 +69,7 @@ func (a *app) evictCmd() *cobra.Command {
 			sum.Skipped = append(sum.Skipped, r.Skipped...)
 		}
 		if a.json {
-			type skip struct {
-				Path   string `json:"path"`
-				Reason string `json:"reason"`
-			}
-			skipped := make([]skip, 0, len(sum.Skipped))
-			for _, s := range sum.Skipped {
-				skipped = append(skipped, skip(s))
-			}
-			if err := a.printJSON(map[string]any{"files": sum.Files, "bytes": sum.Bytes, "skipped": skipped}); err != nil {
+			if err := a.printJSON(map[string]any{"files": sum.Files, "bytes": sum.Bytes, "skipped": viewSkipped(sum.Skipped)}); err != nil {
 				return err
 			}
 		} else {
@@ -94,6 +86,21 @@ reading one brings it back, which takes minutes to hours. Files that are not
 in the vault yet, open, or pinned are kept and named (exit code 3).`
 	cmd.Flags().BoolVarP(&recursive, "recursive", "r", false, "everything below directories")
 	return cmd
+}
+
+// skippedView is a file that a verb left out, in JSON.
+type skippedView struct {
+	Path   string `json:"path"`
+	Reason string `json:"reason"`
+}
+
+// viewSkipped never returns nil, which would be null.
+func viewSkipped(list []jobs.Skipped) []skippedView {
+	out := make([]skippedView, 0, len(list))
+	for _, s := range list {
+		out = append(out, skippedView(s))
+	}
+	return out
 }
 
 func (a *app) printSkipped(verb string, skipped []jobs.Skipped) {

@@ -117,15 +117,7 @@ func (a *app) recall(ctx context.Context, groups []*mountTargets, missing []jobs
 		code = exitPending
 	}
 	if a.json {
-		type failed struct {
-			Path   string `json:"path"`
-			Reason string `json:"reason"`
-		}
-		failures := make([]failed, 0, len(sum.Failures))
-		for _, f := range sum.Failures {
-			failures = append(failures, failed(f))
-		}
-		if err := a.printJSON(map[string]any{"local": sum.Local, "pending": sum.Pending, "failed": sum.Failed, "bytes": sum.Bytes, "failures": failures}); err != nil {
+		if err := a.printJSON(map[string]any{"local": sum.Local, "pending": sum.Pending, "failed": sum.Failed, "bytes": sum.Bytes, "failures": viewSkipped(sum.Failures)}); err != nil {
 			return err
 		}
 		return codeOnly(code)
