@@ -311,8 +311,14 @@ func (m *merger) supersede(tx *catalog.Tx, g *gathering, now time.Time) error {
 		if p.Beside || slices.Contains(g.Shown, p.Num) {
 			continue
 		}
-		if k := list.of(p); k != nil && list.apart(k, shown) || p.Created > shown.last {
+		k := list.of(p)
+		if k != nil && list.apart(k, shown) || p.Created > shown.last {
 			continue
+		}
+		if k == nil && slices.ContainsFunc(list.list, func(o *making) bool {
+			return o.parts == nil && o.v >= p.V && o.first >= p.Created && list.apart(o, shown)
+		}) {
+			continue // it may belong to what is not complete, of another history
 		}
 		a, err := tx.Archive(p.Num)
 		if errors.Is(err, catalog.ErrNotExist) {

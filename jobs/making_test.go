@@ -22,7 +22,8 @@ type threeOf struct {
 }
 
 // made makes up a version of three segments; with sets as casfs describes it, without as it did before.
-func made(name string, v uint64, mtime int64, sets bool) (x threeOf) {
+// The first segment of a streamed one was sent while the file was being written.
+func made(name string, v uint64, mtime int64, sets, streamed bool) (x threeOf) {
 	const seg = 1000
 	x.data = blob(name, 3*seg-1)
 	var intents []string
@@ -34,6 +35,9 @@ func made(name string, v uint64, mtime int64, sets bool) (x threeOf) {
 		m := Metadata{Intent: intents[i], Ino: 5, V: v, Size: int64(len(x.data)), Mtime: mtime, Mode: 0o644, Born: 7, Seg: i, Segs: 3, Path: "f"}
 		if sets {
 			m.Set, m.Off = setOf(intents), int64(i*seg)
+		}
+		if streamed && i == 0 {
+			m.Set, m.Segs, m.Size, m.Mtime = setOpen, 2, seg+10, mtime-1
 		}
 		x.descr[i] = formatDescription(m)
 	}
@@ -64,22 +68,27 @@ func TestSegmentsOfTwoHistories(t *testing.T) {
 		order  string // letters: segments of a and b
 		sets   bool
 		whole  string
+		stream bool
 	}{
-		{"one after the other", 2, 2, "a0 a1 a2 b0 b1 b2", true, "ab"},
-		{"mixed", 2, 2, "a0 b1 a2 b0 a1 b2", true, "ab"},
-		{"mixed the other way", 2, 2, "b2 a1 b0 a2 b1 a0", true, "ab"},
-		{"as described before", 2, 2, "a0 b1 a2 b0 a1 b2", false, "ab"},
-		{"one is not complete", 2, 2, "a0 a2 b0 b1 b2", true, "b"},
-		{"none is complete", 2, 2, "a0 b1 a2", true, ""},
-		{"none is complete, as described before", 2, 2, "a0 b1 a2", false, ""},
-		{"the newer version is older", 3, 2, "a0 a1 a2 b0 b1 b2", true, "ab"},
-		{"the newer version is not complete", 3, 2, "a0 a2 b0 b1 b2", true, "b"},
-		{"the newer version is not complete, as described before", 3, 2, "a0 a2 b0 b1 b2", false, "b"},
+		{"one after the other", 2, 2, "a0 a1 a2 b0 b1 b2", true, "ab", false},
+		{"mixed", 2, 2, "a0 b1 a2 b0 a1 b2", true, "ab", false},
+		{"mixed the other way", 2, 2, "b2 a1 b0 a2 b1 a0", true, "ab", false},
+		{"as described before", 2, 2, "a0 b1 a2 b0 a1 b2", false, "ab", false},
+		{"one is not complete", 2, 2, "a0 a2 b0 b1 b2", true, "b", false},
+		{"none is complete", 2, 2, "a0 b1 a2", true, "", false},
+		{"none is complete, as described before", 2, 2, "a0 b1 a2", false, "", false},
+		{"the newer version is older", 3, 2, "a0 a1 a2 b0 b1 b2", true, "ab", false},
+		{"the newer version is not complete", 3, 2, "a0 a2 b0 b1 b2", true, "b", false},
+		{"the newer version is not complete, as described before", 3, 2, "a0 a2 b0 b1 b2", false, "b", false},
+		{"streamed", 2, 2, "a0 b1 a2 b0 a1 b2", true, "ab", true},
+		{"one is not complete, and was streamed", 2, 2, "a0 a2 b0 b1 b2", true, "b", true},
+		{"the newer version is not complete, and was streamed", 3, 2, "a0 a2 b0 b1 b2", true, "b", true},
+		{"the older version is not complete, and was streamed", 2, 3, "b0 b1 b2 a0 a2", true, "b", true},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T) {
 				r := newRecallRig(t, soon, func(o *Options) { o.Tier = "expedited" })
-				all := map[byte]threeOf{'a': made("a", x.va, 11, x.sets), 'b': made("b", x.vb, 12, x.sets)}
+				all := map[byte]threeOf{'a': made("a", x.va, 11, x.sets, x.stream), 'b': made("b", x.vb, 12, x.sets, x.stream)}
 				for i := 0; i < len(x.order); i += 3 {
 					p := all[x.order[i]]
 					n := x.order[i+1] - '0'
