@@ -137,6 +137,19 @@ func TestQueueModeMeetsTheGuard(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.Recall, o.GuardFiles = RecallQueue, 7 })
 		inos := r.coldFiles(20, 100)
+		for i, ino := range inos { // one after the other: nothing is made for what is refused
+			want := ErrAgain
+			if i >= 7 {
+				want = ErrGuard
+			}
+			if _, err := r.read(t.Context(), ino, 0, 10); !errors.Is(err, want) {
+				t.Errorf("file %d: %v, want %v", i, err, want)
+			}
+		}
+		time.Sleep(time.Minute)
+		if got := len(r.e.store.List()); got != 7 {
+			t.Errorf("%d local files were made for 7 recalls", got)
+		}
 		for range 3 {
 			if got := r.openAll(context.Background(), inos); got["again"] != 7 || got["guard"] != 13 {
 				t.Errorf("got %v", got)

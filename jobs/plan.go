@@ -37,6 +37,11 @@ func (r *recaller) queueRange(c Caller, f *file, tier string, explicit bool, off
 			return 0, err
 		}
 	}
+	if !explicit {
+		if err := r.guarded(c, v); err != nil {
+			return 0, err
+		}
+	}
 	local, err := f.ensureContentLocked()
 	if err != nil {
 		return 0, err

@@ -56,11 +56,19 @@ func (r *recaller) admit(c Caller, f *file) error {
 	if underWay || partial || v.Damaged {
 		return nil
 	}
+	return r.guarded(c, v)
+}
+
+// guarded is the guard's word on a version some of which is wanted, before anything is made for it: nothing when it is on its way.
+func (r *recaller) guarded(c Caller, v catalog.Version) error {
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.byKey[verKey{v.Ino, v.V}]) > 0 {
+		return nil
+	}
 	err := r.checkGuardLocked(1, 0, time.Now())
-	r.mu.Unlock()
 	if err != nil {
-		r.refused(c, v, err)
+		r.refusedLocked(c, v, err)
 	}
 	return err
 }
@@ -164,6 +172,9 @@ func (r *recaller) join(c Caller, f *file, off, n int64, since time.Time) (needs
 	n = min(n, v.Size-off)
 	if room := r.roomFor(f.ino); n > room {
 		return nil, nil, fmt.Errorf("%w: %d bytes are needed at once, the cache takes %d", content.ErrNoSpace, n, room)
+	}
+	if err := r.guarded(c, v); err != nil {
+		return nil, nil, err
 	}
 	local, err := f.ensureContentLocked()
 	if err != nil {
