@@ -294,7 +294,7 @@ func crashChild() {
 		time.AfterFunc(d, func() { syscall.Kill(os.Getpid(), syscall.SIGKILL) })
 	}
 	var mu sync.Mutex
-	e.failpoint = func(name string) {
+	e.atPoints(func(name string) {
 		if name != point {
 			return
 		}
@@ -304,7 +304,7 @@ func crashChild() {
 			syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {}
 		}
-	}
+	})
 	ctx, cancel := context.WithCancel(bg)
 	done := make(chan error)
 	go func() { done <- e.Run(ctx) }()

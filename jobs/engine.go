@@ -125,7 +125,7 @@ type Engine struct {
 
 	// failpoint, when a test sets it, is called between durable steps with the
 	// name of the point; a test panics or stops there and opens the state directory anew.
-	failpoint func(name string)
+	failpoint atomic.Pointer[func(name string)]
 
 	spare spares
 
@@ -230,7 +230,9 @@ func Open(o Options) (*Engine, error) {
 		syncs:     map[*syncJob]struct{}{},
 		unflushed: map[*file]struct{}{},
 		flushWake: make(chan struct{}, 1),
-		failpoint: crashPoint(),
+	}
+	if fn := crashPoint(); fn != nil {
+		e.atPoints(fn)
 	}
 	e.settle = newSettler()
 	e.up = newUploader(e)
@@ -385,10 +387,13 @@ func (e *Engine) newLocalID() (uint64, error) {
 	return id, nil
 }
 
+// atPoints has fn called at every named point from now on.
+func (e *Engine) atPoints(fn func(name string)) { e.failpoint.Store(&fn) }
+
 // hit calls the test hook of a named point between durable steps.
 func (e *Engine) hit(point string) {
-	if e.failpoint != nil {
-		e.failpoint(point)
+	if fn := e.failpoint.Load(); fn != nil {
+		(*fn)(point)
 	}
 }
 

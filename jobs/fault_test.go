@@ -424,7 +424,7 @@ func TestTrashTakenBack(t *testing.T) {
 		}
 		taken := 0
 		synctest.Wait()
-		r.e.failpoint = func(point string) {
+		r.e.atPoints(func(point string) {
 			if point != "trash.deleted" || taken > 0 {
 				return
 			}
@@ -440,7 +440,7 @@ func TestTrashTakenBack(t *testing.T) {
 				return nil
 			}))
 			r.must(r.e.setArchiveState(last, catalog.Live))
-		}
+		})
 		n, err := r.e.Purge(ctx, nil)
 		r.must(err)
 		if n != 1 || taken != 1 {

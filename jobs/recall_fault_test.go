@@ -213,7 +213,7 @@ func TestWholeArchiveIsWrong(t *testing.T) {
 		var mu sync.Mutex
 		var handles []*Handle
 		opened := 0
-		r.e.failpoint = func(point string) {
+		r.e.atPoints(func(point string) {
 			if point != "recall.verified" {
 				return
 			}
@@ -230,7 +230,7 @@ func TestWholeArchiveIsWrong(t *testing.T) {
 			} else {
 				h.Release()
 			}
-		}
+		})
 		res, err := r.e.Recall(ctx, RecallRequest{Inos: []uint64{ino}, Wait: true}, nil)
 		if err != nil || res.Failed != 1 {
 			t.Errorf("%+v, %v", res, err)
@@ -297,7 +297,7 @@ func TestOneArchiveOfSeveralIsWrong(t *testing.T) {
 		}
 		stopped, goOn := make(chan struct{}), make(chan struct{})
 		var first, checked atomic.Bool
-		r.e.failpoint = func(point string) {
+		r.e.atPoints(func(point string) {
 			if point != "recall.verified" {
 				return
 			}
@@ -314,7 +314,7 @@ func TestOneArchiveOfSeveralIsWrong(t *testing.T) {
 					}
 				}
 			}
-		}
+		})
 		read := make(chan error)
 		go func() {
 			got, err := r.read(ctx, ino, 2*half-10, 10)
@@ -337,6 +337,9 @@ func TestOneArchiveOfSeveralIsWrong(t *testing.T) {
 		}
 		f.mu.Unlock()
 		h.Release()
+		if got := r.state(ino); got != "recalling" { // "resident" promises that an open file is not evicted
+			t.Errorf("state %s while an archive is being checked", got)
+		}
 		checked.Store(true)
 		close(goOn)
 		if err := <-read; err != nil {
@@ -379,7 +382,7 @@ func TestRecallLosesAPieceAtItsEnd(t *testing.T) {
 			return f.local
 		}
 		var once sync.Once
-		r.e.failpoint = func(point string) {
+		r.e.atPoints(func(point string) {
 			if point != "recall.complete" {
 				return
 			}
@@ -389,7 +392,7 @@ func TestRecallLosesAPieceAtItsEnd(t *testing.T) {
 					t.Errorf("%d bytes are dropped", n)
 				}
 			})
-		}
+		})
 		res, err := r.e.Recall(t.Context(), RecallRequest{Inos: []uint64{ino}, Len: 4 << 20, Wait: true}, nil)
 		if err != nil || res.Local != 1 || res.Failed != 0 {
 			t.Errorf("%+v, %v", res, err)

@@ -125,6 +125,7 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 		v = f.expected.old // the one made for stores that may come is nobody's business until they do
 	}
 	whole := f.wholeLocked()
+	checked := f.checkedLocked()
 	writers := f.writers
 	var some, missing, last bool
 	if v.State == catalog.Archived && v.V != 0 && !v.Damaged && len(v.Extents) > 0 {
@@ -135,7 +136,7 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 	}
 	if f.local != nil {
 		s.LocalBytes, _ = f.local.Allocated()
-		if v.State == catalog.Archived && !whole {
+		if v.State == catalog.Archived && !(whole && checked) {
 			for _, r := range f.local.VerifiedRanges() {
 				some = some || r.Len > 0
 			}
@@ -186,7 +187,7 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 		default:
 			s.Explain += " Nothing of it is on this machine."
 		}
-	case v.State == catalog.Archived && whole:
+	case v.State == catalog.Archived && whole && checked:
 		s.State, s.Progress = "resident", 1
 		s.Explain = "In the vault, and a complete verified copy is on this machine."
 	case v.State == catalog.Archived && recalling && r.State != "failed":

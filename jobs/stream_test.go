@@ -193,12 +193,12 @@ func TestStreamIsReadWhileItIsCommitted(t *testing.T) {
 	data := pattern(40<<20+5, 3)
 	var ino uint64
 	reads := 0
-	r.e.failpoint = func(point string) {
+	r.e.atPoints(func(point string) {
 		if point == "committed" && ino != 0 && reads == 0 {
 			reads++
 			r.expect(ino, data)
 		}
-	}
+	})
 	ino = r.write("f", data)
 	r.sync()
 	if reads != 1 {
