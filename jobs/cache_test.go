@@ -155,6 +155,7 @@ func TestStubsOfDeletedFiles(t *testing.T) {
 }
 
 func TestManySmallFilesFitTheCache(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) {
 			o.CacheSize, o.Tier, o.PollMin = 8<<20, "expedited", 20*time.Second
@@ -171,6 +172,7 @@ func TestManySmallFilesFitTheCache(t *testing.T) {
 }
 
 func TestFileLargerThanTheCacheStreams(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 32 << 20 })
 		const size = 150<<20 + 17

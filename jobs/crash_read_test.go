@@ -162,6 +162,7 @@ func crashRead(t *testing.T, point string, nth int) bool {
 }
 
 func TestCrashAtEveryPointOfARecall(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("kills a child at each of many points")
 	}

@@ -561,6 +561,7 @@ func visits(point string) []int {
 }
 
 func TestCrashAtEveryPoint(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("kills a child at each of many points")
 	}
@@ -581,6 +582,7 @@ func TestCrashAtEveryPoint(t *testing.T) {
 }
 
 func TestCrashAtAnyTime(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("kills a child many times")
 	}

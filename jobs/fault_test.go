@@ -18,6 +18,7 @@ import (
 )
 
 func TestFaultsAnywhere(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, func(o *Options) { o.Parts, o.TrashAge = 4, -1 })
 	var mend []func()
 	inject := func(f castest.Fault) { mend = append(mend, r.srv.Inject(f)) }
@@ -99,6 +100,7 @@ func TestRefusedArchiveGoesToTheTrash(t *testing.T) {
 
 // One request in twenty fails, in every way there is, and a thousand files arrive.
 func TestThousandFilesThroughFaults(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRig(t, func(o *Options) {
 			o.TrashAge, o.virtualTime = -1, true

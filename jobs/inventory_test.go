@@ -340,6 +340,7 @@ func TestCheckWithInventory(t *testing.T) {
 
 // A store that always knows what it holds says that it took stock this second. One inventory a day is enough.
 func TestInventoriesAreRare(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, nil)
 		r.stop()

@@ -11,6 +11,7 @@ import (
 // TestListsStayShort: with many finished jobs in the vault's list, looking at those that run and asking for files
 // no job is for does not read all of it each time.
 func TestListsStayShort(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.GuardFiles = -1 })
 		other, data := r.coldFile("other", 1000)

@@ -62,6 +62,7 @@ func (r *recallRig) contents() (list []string) {
 
 // Segments of two makings of one version come in any order: each makes its own file, or none.
 func TestSegmentsOfTwoHistories(t *testing.T) {
+	t.Parallel()
 	for _, x := range []struct {
 		name   string
 		va, vb uint64

@@ -40,6 +40,7 @@ func (r *recaller) watchCounts(t *testing.T) {
 
 // TestCountsAreKept drives retrievals through all that can become of them, with the rig's check of the counts after each change.
 func TestCountsAreKept(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) {
 			o.CacheSize, o.Tier, o.PollMax, o.GuardFiles = 12<<20, "expedited", time.Hour, -1

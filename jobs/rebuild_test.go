@@ -424,6 +424,7 @@ func rebuildAfterRollback(t *testing.T, more int) {
 // TestRebuildInAnyOrder: two histories of a file in which no version number is the same, since not every
 // version became an archive. Both end with an archive that nothing replaces, however the inventory is sorted, and cut.
 func TestRebuildInAnyOrder(t *testing.T) {
+	t.Parallel()
 	type made struct {
 		v, hour uint64
 	}

@@ -522,6 +522,7 @@ func TestMissingWhileOpenForStores(t *testing.T) {
 		data := []byte("the last copy")
 		ino := r.write("f", data)
 		r.sync()
+		synctest.Wait() // the first inventory lists the archive, which would be missing no more
 		reader, err := r.e.Open(ctx, someone, ino, OpenFlags{Read: true})
 		r.must(err)
 		writer, err := r.e.Open(ctx, someone, ino, OpenFlags{Read: true, Write: true})

@@ -91,6 +91,7 @@ func manyFiles(r *recallRig, n, size int) (map[uint64][]byte, int64) {
 // TestRecallInWaves brings a thousand files through a cache a tenth of their size, half of them Standard, half Bulk,
 // over a stop longer than outputs live and restarts in between.
 func TestRecallInWaves(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		const n = 1000
 		var a *arrivals
