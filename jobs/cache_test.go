@@ -292,3 +292,23 @@ func TestReadersNeverSeeDroppedRanges(t *testing.T) {
 		}
 	})
 }
+
+// TestSmallerCacheAtStart: what is over the cache's limit when a mount starts is evicted, but not before all of the engine is there.
+func TestSmallerCacheAtStart(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.Stub = -1 })
+		for i := range 4 {
+			r.write(fmt.Sprint("f", i), blob("f", 1<<20))
+		}
+		if err := r.e.Sync(t.Context(), []uint64{r.vault}, nil); err != nil {
+			t.Fatal(err)
+		}
+		r.opts.CacheSize = 2 << 20
+		r.opts.opening = synctest.Wait // eviction comes as far as it can
+		r.restart()
+		synctest.Wait()
+		if use := r.e.store.Usage(); use.CacheBytes > 2<<20 {
+			t.Errorf("%d bytes in a cache of 2 MiB", use.CacheBytes)
+		}
+	})
+}

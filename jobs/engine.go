@@ -69,7 +69,8 @@ type Options struct {
 	VaultRefresh     time.Duration              // List Vaults this often [1h]
 	ServiceFlags     string                     // with which casfs's verbs reach the same service, for advice; quoted for a shell
 
-	virtualTime bool // tests that sleep through days: see catalog.Options.NoCompaction
+	virtualTime bool   // tests that sleep through days: see catalog.Options.NoCompaction
+	opening     func() // called by Open between opening the local store and having it
 }
 
 // Errors that fs maps to errno; the namespace errors are catalog's.
@@ -118,6 +119,10 @@ type Engine struct {
 	streamAbove int64 // open files are streamed from this length on
 
 	closing atomic.Bool
+	running chan struct{} // closed by Run
+	over    chan struct{} // closed by Close
+	begin   sync.Once
+	end     sync.Once
 	// flushes counts the moments when sizes and times moved from a live file to the catalog.
 	flushes atomic.Uint64
 	// wasRead, when a test sets it, is called between reading the catalog and looking for live files.
@@ -230,6 +235,8 @@ func Open(o Options) (*Engine, error) {
 		syncs:     map[*syncJob]struct{}{},
 		unflushed: map[*file]struct{}{},
 		flushWake: make(chan struct{}, 1),
+		running:   make(chan struct{}),
+		over:      make(chan struct{}),
 	}
 	if fn := crashPoint(); fn != nil {
 		e.atPoints(fn)
@@ -251,7 +258,16 @@ func Open(o Options) (*Engine, error) {
 	if o.MinFree < 0 {
 		stateFree = 0
 	}
-	e.store, err = content.Open(content.Options{
+	// The store begins to evict as soon as it is open; that needs all of the engine, and its observer.
+	evict := func(id uint64) error {
+		select {
+		case <-e.running:
+			return e.recall.evictLocal(id)
+		case <-e.over:
+			return ErrClosing
+		}
+	}
+	store, err := content.Open(content.Options{
 		StateFree:    stateFree,
 		StateDir:     o.StateDir,
 		CacheDir:     o.CacheDir,
@@ -259,12 +275,16 @@ func Open(o Options) (*Engine, error) {
 		CacheLimit:   o.CacheSize,
 		MinFree:      o.MinFree,
 		StagingWait:  o.StagingWait,
-		Evict:        e.recall.evictLocal,
+		Evict:        evict,
 		Logger:       o.Logger,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the local store in %s: %w", o.StateDir, err), e.catalog.Close())
 	}
+	if o.opening != nil {
+		o.opening()
+	}
+	e.store = store
 	e.streamAbove = e.streamThreshold()
 	if err := e.recover(); err != nil {
 		return nil, errors.Join(fmt.Errorf("recovering %s: %w", o.StateDir, err), e.Close())
@@ -278,6 +298,7 @@ func Open(o Options) (*Engine, error) {
 
 // Run does the background work until ctx ends, then waits for its goroutines; what is unfinished stays recorded.
 func (e *Engine) Run(ctx context.Context) error {
+	e.begin.Do(func() { close(e.running) })
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -326,6 +347,7 @@ func (e *Engine) Close() error {
 		f.closeLocal()
 	}
 	e.closeSpares()
+	e.end.Do(func() { close(e.over) }) // the store waits for who is evicting
 	return errors.Join(e.store.Close(), e.catalog.Close())
 }
 
