@@ -211,29 +211,16 @@ func TestMappedWhileArchived(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f, err := os.OpenFile(p, os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		m, err := unix.Mmap(int(f.Fd()), 0, len(data), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-		if err != nil {
-			t.Fatal(err)
-		}
+		store := storesIn(t, p)
 		for i, off := range []int{5000, 100_000, 200_000} {
 			text := fmt.Sprintf("stored %d", i)
-			copy(m[off:], text)
+			store(off, text)
 			copy(data[off:], text)
-			if err := unix.Msync(m, unix.MS_SYNC); err != nil {
-				t.Fatal(err)
-			}
 			if i < 2 {
 				x.archive()
 			}
 		}
-		if err := unix.Munmap(m); err != nil {
-			t.Fatal(err)
-		}
-		f.Close()
+		store(0, "") // the end
 		reader.Close()
 		wantContent(t, p, data)
 		x.cold(p)

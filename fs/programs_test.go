@@ -1,14 +1,17 @@
 package fs
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime"
 	"strconv"
 	"syscall"
+	"testing"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +30,8 @@ func program(name string, args []string) error {
 		return compareProgram(args)
 	case "mmap":
 		return mmapProgram(args)
+	case "stores":
+		return storesProgram(args)
 	case "urgent":
 		return urgentProgram(args)
 	}
@@ -106,6 +111,84 @@ func faultProgram(args []string) error {
 	fmt.Println("touched", b[0])
 	os.Exit(0)
 	return nil
+}
+
+// storesProgram maps the file args[0] shared and stores what it is told on its standard input, an offset and a quoted string a line.
+func storesProgram(args []string) error {
+	f, err := os.OpenFile(args[0], os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	m, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("mmap: %w", err)
+	}
+	fmt.Println("mapped")
+	for {
+		var off int
+		var text string
+		if _, err := fmt.Scanf("%d %q\n", &off, &text); err == io.EOF {
+			break
+		} else if err != nil {
+			return err
+		}
+		copy(m[off:], text)
+		if err := unix.Msync(m, unix.MS_SYNC); err != nil {
+			return err
+		}
+		fmt.Println("stored")
+	}
+	if err := unix.Munmap(m); err != nil {
+		return err
+	}
+	f.Close()
+	os.Exit(0)
+	return nil
+}
+
+// storesIn starts storesProgram and returns what has it store; an empty text ends it.
+func storesIn(t *testing.T, path string) func(off int, text string) {
+	t.Helper()
+	cmd := programCmd("stores", path)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill() })
+	lines := bufio.NewScanner(out)
+	says := func(what string) {
+		t.Helper()
+		if !lines.Scan() || lines.Text() != what {
+			t.Fatalf("%q instead of %q", lines.Text(), what)
+		}
+	}
+	says("mapped")
+	return func(off int, text string) {
+		t.Helper()
+		if text == "" {
+			in.Close()
+			if err := cmd.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+		if _, err := fmt.Fprintf(in, "%d %q\n", off, text); err != nil {
+			t.Fatal(err)
+		}
+		says("stored")
+	}
 }
 
 // compareProgram maps args[0], privately and to read, and compares it with the file args[1].
