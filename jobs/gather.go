@@ -70,10 +70,40 @@ func loadGathering(tx *catalog.Tx, key string) (g gathering, err error) {
 	if err == nil {
 		err = json.Unmarshal(b, &g)
 	}
+	for i := range g.Parts {
+		if err == nil {
+			err = g.Parts[i].describe(tx)
+		}
+	}
 	if err != nil {
 		return g, fmt.Errorf("%s: %w", key, err)
 	}
 	return g, nil
+}
+
+// describe fills in what a gathering of an earlier version of the program does not tell of an archive: its description does.
+func (p *gathered) describe(tx *catalog.Tx) error {
+	if p.Segs > 1 && (p.Mtime != 0 || p.Set != "") || p.Segs <= 1 && (p.Len < leastKept || p.Intent != "") {
+		return nil
+	}
+	a, err := tx.Archive(p.Num)
+	if errors.Is(err, catalog.ErrNotExist) {
+		return nil
+	}
+	if md, ok := parseDescription(a.Description); err == nil && ok {
+		p.tell(md)
+	}
+	return err
+}
+
+// tell takes over what a description tells of which archives it goes with.
+func (p *gathered) tell(md Metadata) {
+	if md.Segs > 1 {
+		p.Mtime, p.Set, p.Off = md.Mtime, md.Set, md.Off
+	}
+	if md.Segs > 1 || p.Len >= leastKept {
+		p.Intent = md.Intent
+	}
 }
 
 func putGathering(tx *catalog.Tx, key string, g gathering) error {
@@ -102,10 +132,29 @@ func (g *gathering) replace(num, by uint64) (done bool) {
 	return done
 }
 
+// newerBetween reports whether a later version than that of p was made between p and what was made at another time.
+func (g *gathering) newerBetween(p gathered, at int64) bool {
+	from, to := min(p.Created, at), max(p.Created, at)
+	return slices.ContainsFunc(g.Parts, func(x gathered) bool { return x.V > p.V && from < x.Created && x.Created < to })
+}
+
+// gathering returns a gathering that the present change may alter; the end of the change records it. A file may have very many versions.
+func (m *merger) gathering(tx *catalog.Tx, key string) (*gathering, error) {
+	if g := m.open[key]; g != nil {
+		return g, nil
+	}
+	g, err := loadGathering(tx, key)
+	if err != nil {
+		return nil, err
+	}
+	m.open[key] = &g
+	return &g, nil
+}
+
 // gather takes an archive whose description is casfs's own and whose upload this catalog does not know.
 func (m *merger) gather(tx *catalog.Tx, e cas.InventoryEntry, a catalog.Archive, md Metadata, now time.Time) error {
 	key := gatherMeta(m.inv.ino, md)
-	g, err := loadGathering(tx, key)
+	g, err := m.gathering(tx, key)
 	if err != nil {
 		return err
 	}
@@ -118,21 +167,26 @@ func (m *merger) gather(tx *catalog.Tx, e cas.InventoryEntry, a catalog.Archive,
 			return err
 		}
 		alike := p.Segs <= 1 && md.Segs <= 1 || p.Segs == md.Segs && p.Set == md.Set && md.Set != setOpen && p.Size == md.Size && p.Mtime == md.Mtime
-		if err == nil && alike && sameBytes(old, a) {
-			return m.twice(tx, e, a, old, now)
+		if err != nil || !alike || !sameBytes(old, a) {
+			continue
 		}
+		if old.State != catalog.Missing {
+			if !m.last {
+				m.unsure = append(m.unsure, e) // what comes later in the list may tell otherwise
+				return nil
+			}
+			if g.newerBetween(p, a.Created) {
+				continue // written again after an older state directory was restored: what the newer one replaced is not this one
+			}
+		}
+		return m.twice(tx, e, a, old, now)
 	}
 	m.unknown(a)
 	if err := tx.PutArchive(a); err != nil {
 		return err
 	}
 	part := gathered{V: md.V, Seg: md.Seg, Segs: md.Segs, Num: a.Num, Len: a.Size, Size: md.Size, Created: a.Created}
-	if md.Segs > 1 {
-		part.Mtime, part.Set, part.Off = md.Mtime, md.Set, md.Off
-	}
-	if md.Segs > 1 || a.Size >= leastKept {
-		part.Intent = md.Intent
-	}
+	part.tell(md)
 	g.Parts = append(g.Parts, part)
 	if len(g.Parts) > 1 {
 		m.more = append(m.more, key)
@@ -155,7 +209,7 @@ func (m *merger) gather(tx *catalog.Tx, e cas.InventoryEntry, a catalog.Archive,
 			if g.Ino != 0 {
 				m.newer[key] = true // what was taken for an older version of it may be one of this history
 			}
-			return putGathering(tx, key, g)
+			return nil
 		}
 	}
 	switch best := g.makings().complete(); {
@@ -163,11 +217,9 @@ func (m *merger) gather(tx *catalog.Tx, e cas.InventoryEntry, a catalog.Archive,
 	case g.Ino != 0: // a version of it is shown already, perhaps to programs
 		m.newer[key] = true
 	default:
-		if err := m.place(tx, &g, best, now); err != nil {
-			return err
-		}
+		return m.place(tx, g, best, now)
 	}
-	return putGathering(tx, key, g)
+	return nil
 }
 
 // pathOf returns where a file of casfs goes, from its description. What lost the
@@ -314,6 +366,9 @@ func (m *merger) supersede(tx *catalog.Tx, g *gathering, now time.Time) error {
 		k := list.of(p)
 		if k != nil && list.apart(k, shown) || p.Created > shown.last {
 			continue
+		}
+		if k == nil && list.elsewhere(p, shown) {
+			continue // of something another history began and perhaps never ended
 		}
 		if k == nil && slices.ContainsFunc(list.list, func(o *making) bool {
 			return o.parts == nil && o.v >= p.V && o.first >= p.Created && list.apart(o, shown)

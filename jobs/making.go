@@ -2,7 +2,6 @@ package jobs
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 )
 
@@ -24,6 +23,7 @@ type making struct {
 type makings struct {
 	list  []*making
 	forks []fork
+	by    map[uint64]*making // archive
 }
 
 // fork is where two histories of a file part: a version number that had been given out, or passed, was given out again then.
@@ -32,22 +32,32 @@ type fork struct {
 	at int64
 }
 
+// makingKey names a making, by what of it is set.
+type makingKey struct {
+	num         uint64 // its only archive
+	set         string
+	v           uint64 // as older descriptions do
+	segs        int
+	size, mtime int64
+}
+
 // making names the making that an archive was uploaded for. What was sent of a file still being written belongs to whatever became of it.
-func (p gathered) making() (key string, ok bool) {
+func (p gathered) making() (key makingKey, ok bool) {
 	switch {
 	case p.Segs <= 1:
-		return fmt.Sprint("n", p.Num), true
+		return makingKey{num: p.Num}, true
 	case p.Set == setOpen:
-		return "", false
+		return makingKey{}, false
 	case p.Set != "":
-		return "s" + p.Set, true
+		return makingKey{set: p.Set}, true
 	}
-	return fmt.Sprint("v", p.V, p.Segs, p.Size, p.Mtime), true // an older description
+	return makingKey{v: p.V, segs: p.Segs, size: p.Size, mtime: p.Mtime}, true // an older description
 }
 
 func (g *gathering) makings() makings {
 	var list []*making
-	by := make(map[string]*making)
+	l := makings{by: make(map[uint64]*making)}
+	by := make(map[makingKey]*making)
 	for _, p := range g.Parts {
 		key, ok := p.making()
 		if !ok {
@@ -60,10 +70,11 @@ func (g *gathering) makings() makings {
 			list = append(list, k)
 		}
 		k.own = append(k.own, p)
+		l.by[p.Num] = k
 		k.first, k.last = min(k.first, p.Created), max(k.last, p.Created)
 	}
 	slices.SortStableFunc(list, func(a, b *making) int { return cmp.Or(cmp.Compare(b.v, a.v), cmp.Compare(b.last, a.last)) })
-	l := makings{list: list}
+	l.list = list
 	// Those that need no others first: what is theirs is nobody else's who cannot prove it.
 	for _, alone := range []bool{true, false} {
 		for _, k := range list {
@@ -98,8 +109,15 @@ func (g *gathering) assemble(k *making, l makings, alone bool) []gathered {
 				others = append(others, p)
 			}
 		}
+		// The newest before the end of k first: what came later is of another history, or was on its way.
+		late := func(p gathered) int {
+			if p.Created > k.last {
+				return 1
+			}
+			return 0
+		}
 		slices.SortStableFunc(others, func(a, b gathered) int {
-			return cmp.Or(cmp.Compare(b.V, a.V), cmp.Compare(b.Created, a.Created))
+			return cmp.Or(late(a)-late(b), cmp.Compare(b.V, a.V), cmp.Compare(b.Created, a.Created))
 		})
 	}
 	if k.own[0].Segs > 1 && k.own[0].Set != "" {
@@ -176,14 +194,7 @@ func (k *making) beside() bool {
 }
 
 // of returns the making an archive was uploaded for, nil when that is not known.
-func (l makings) of(p gathered) *making {
-	for _, k := range l.list {
-		if slices.ContainsFunc(k.own, func(x gathered) bool { return x.Num == p.Num }) {
-			return k
-		}
-	}
-	return nil
-}
+func (l makings) of(p gathered) *making { return l.by[p.Num] }
 
 // whole reports whether an archive was uploaded for several segments that are all there.
 func (l makings) whole(p gathered) bool {
@@ -227,7 +238,21 @@ func (l makings) apart(a, b *making) bool {
 	if a.v == b.v {
 		return a.sure && b.sure
 	}
-	return a.first > b.last && b.first != 0 || slices.ContainsFunc(l.forks, func(f fork) bool {
+	return l.parted(a, b)
+}
+
+// elsewhere reports whether an archive whose making is not known was made in another history than k.
+func (l makings) elsewhere(p gathered, k *making) bool {
+	return l.parted(&making{v: p.V, first: p.Created, last: p.Created}, k) ||
+		slices.ContainsFunc(l.list, func(o *making) bool { return o.sure && o.v < p.V && o.first > p.Created })
+}
+
+// parted is apart by when two makings of different versions were made.
+func (l makings) parted(a, b *making) bool {
+	if a.v > b.v {
+		a, b = b, a
+	}
+	return a.v < b.v && a.first > b.last && b.first != 0 || slices.ContainsFunc(l.forks, func(f fork) bool {
 		return a.v >= f.v && b.v >= f.v && (a.first < f.at) != (b.first < f.at)
 	})
 }

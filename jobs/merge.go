@@ -19,6 +19,7 @@ type merger struct {
 	inv   *inventory
 	stamp int64 // when this inventory began: what it lists is confirmed as of then
 	batch []cas.InventoryEntry
+	open  map[string]*gathering // by Meta key: as the present change has them
 
 	// What a change calls for once it is committed.
 	names   []catalog.Dirent // appeared
@@ -56,9 +57,15 @@ func (m *merger) flush() error {
 	_, err := m.r.e.catalog.Update(func(tx *catalog.Tx) error {
 		m.names, m.back, m.newer, m.found, m.trashed = nil, nil, make(map[string]bool), nil, false
 		m.more, m.stand, m.unsure = nil, nil, nil
+		m.open = make(map[string]*gathering)
 		for _, e := range m.batch {
 			if err := m.entry(tx, e, now); err != nil {
 				return fmt.Errorf("archive %.20s…: %w", e.ArchiveID, err)
+			}
+		}
+		for _, key := range slices.Sorted(maps.Keys(m.open)) {
+			if err := putGathering(tx, key, *m.open[key]); err != nil {
+				return err
 			}
 		}
 		return nil
