@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cache/content"
+	"github.com/casfs/casfs/cas"
 )
 
 // lostVault is a vault that has not got what the catalog says it has.
@@ -113,7 +115,7 @@ func (e *Engine) checkLost(ctx context.Context, repair bool, report func(string)
 			if err := lostIn(tx, v, func(i catalog.Inode, ver catalog.Version) {
 				if ver.Local != 0 {
 					look = append(look, i.Ino)
-				} else if !ver.Damaged {
+				} else {
 					n[0]++
 					n[1] += i.Size
 				}
@@ -146,7 +148,7 @@ func (e *Engine) checkLost(ctx context.Context, repair bool, report func(string)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := e.checkLostFile(ino, lost, repair, report); err != nil {
+		if err := e.checkLostFile(ctx, ino, lost, repair, report); err != nil {
 			return err
 		}
 	}
@@ -164,7 +166,7 @@ func (e *Engine) checkLost(ctx context.Context, repair bool, report func(string)
 	return nil
 }
 
-func (e *Engine) checkLostFile(ino uint64, lost map[uint64]lostVault, repair bool, report func(string)) error {
+func (e *Engine) checkLostFile(ctx context.Context, ino uint64, lost map[uint64]lostVault, repair bool, report func(string)) error {
 	f, err := e.acquire(ino)
 	if errors.Is(err, catalog.ErrNotExist) {
 		return nil
@@ -185,9 +187,22 @@ func (e *Engine) checkLostFile(ino uint64, lost map[uint64]lostVault, repair boo
 	gone := isLost && v.anew == 0
 	var merr error
 	if repair && whole && !gone {
-		merr = f.uploadAgainLocked()
+		ver, local := f.ver, f.local
+		f.mu.Unlock()
+		merr = e.asArchived(ctx, ver, local)
+		f.mu.Lock()
+		switch {
+		case merr != nil:
+		case f.ver.V != ver.V || f.local != local:
+			merr = errInUse
+		default:
+			merr = f.uploadAgainLocked()
+		}
 	}
 	f.mu.Unlock()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 
 	what := e.path(ino) + ": "
 	switch {
@@ -205,12 +220,39 @@ func (e *Engine) checkLostFile(ino uint64, lost map[uint64]lostVault, repair boo
 		what += fmt.Sprintf("; its copy on this machine is complete, and kept. When the vault is there again (%s), casfs check --repair uploads it", e.createVault(v.Name))
 	case !repair:
 		what += "; its copy on this machine is complete, and kept. casfs check --repair uploads it again"
+	case errors.Is(merr, errOtherBytes):
+		what += "; its copy on this machine is kept, but not uploaded again: " + merr.Error()
 	case merr != nil:
 		what += fmt.Sprintf("; its copy on this machine is complete, and kept (cannot be mended now: %v)", merr)
 	default:
 		what += "; its copy on this machine is complete (mended: it is uploaded again)"
 	}
 	report(what)
+	return nil
+}
+
+var errOtherBytes = errors.New("it is not what was archived, its tree hash is another (this disk, or whoever wrote to it, changed it)")
+
+// asArchived holds a complete local copy against the tree hashes of the archives it is a copy of, as far as they are known:
+// nothing else would ever tell that it decayed once it is a version of its own. It reads all of it. Errors: errOtherBytes.
+func (e *Engine) asArchived(ctx context.Context, v catalog.Version, l *content.File) error {
+	var off int64
+	for _, x := range v.Extents {
+		a, err := e.archive(x.Archive)
+		if err != nil && !errors.Is(err, catalog.ErrNotExist) {
+			return err
+		}
+		if err == nil && a.TreeHash != [32]byte{} && x.Off == 0 && x.Len == a.Size {
+			h, err := cas.TreeHashReaderAt(ctx, io.NewSectionReader(l, off, x.Len), x.Len, 1)
+			if err != nil {
+				return err
+			}
+			if h != cas.Hash(a.TreeHash) {
+				return errOtherBytes
+			}
+		}
+		off += x.Len
+	}
 	return nil
 }
 

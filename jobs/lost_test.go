@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -160,5 +163,68 @@ func TestRepairOfAMissingArchive(t *testing.T) {
 		r.evict(ino)
 		r.expect(ino, data)
 		r.wantArchives(1)
+	})
+}
+
+// A copy that is not any more what was archived does not become a version that nothing tells from a good one.
+func TestRepairOfAChangedCopy(t *testing.T) {
+	quietly(t, func(o *Options) { o.Settle, o.SegmentSize = -1, 2<<20 }, func(t *testing.T, r *rig) {
+		ctx := context.Background()
+		data := pattern(5<<20, 1)
+		ino := r.write("f", data)
+		r.sync()
+		time.Sleep(time.Hour)
+		r.deleteVault()
+		r.must(r.e.Probe(ctx))
+		r.makeVault()
+		r.must(r.e.Probe(ctx))
+		var local string
+		r.must(filepath.WalkDir(filepath.Join(r.o.StateDir, "content"), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Type().IsRegular() {
+				if i, err := d.Info(); err == nil && i.Size() == int64(len(data)) {
+					local = path
+				}
+			}
+			return err
+		}))
+		if local == "" {
+			t.Fatal("no local copy")
+		}
+		put := func(b byte) {
+			t.Helper()
+			w, err := os.OpenFile(local, os.O_WRONLY, 0)
+			r.must(err)
+			_, err = w.WriteAt([]byte{b}, 3<<20)
+			r.must(errors.Join(err, w.Close()))
+		}
+		put(^data[3<<20])
+		r.wantCheck(true, []string{"/v/f: its archive went with the vault v", "kept, but not uploaded again", "its tree hash is another"})
+		r.must(r.e.Sync(ctx, nil, nil))
+		r.wantArchives(0)
+		r.wantState(ino, "damaged")
+		put(data[3<<20])
+		r.wantCheck(true, []string{"/v/f: ", "(mended: it is uploaded again)"})
+		r.must(r.e.Sync(ctx, nil, nil))
+		r.wantArchives(3)
+		r.wantState(ino, "resident")
+		r.expect(ino, data)
+	})
+}
+
+// A file that somebody tried to read, and found damaged, is as lost as the others.
+func TestLostFilesAreCountedAllTheSame(t *testing.T) {
+	quietly(t, func(o *Options) { o.Settle = -1 }, func(t *testing.T, r *rig) {
+		inos := []uint64{r.write("f0", pattern(1000, 1)), r.write("f1", pattern(1000, 2))}
+		r.sync()
+		for _, ino := range inos {
+			r.evict(ino)
+		}
+		time.Sleep(time.Hour)
+		r.deleteVault()
+		r.must(r.e.Probe(context.Background()))
+		r.wantCheck(false, []string{"2 files of 2000 bytes were only in the vault v"})
+		r.e.recall.markDamaged(verKey{inos[0], 1}, "the service does not know the archive")
+		r.wantState(inos[0], "damaged")
+		r.wantCheck(false, []string{"2 files of 2000 bytes were only in the vault v"})
 	})
 }
