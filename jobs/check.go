@@ -94,11 +94,13 @@ func (e *Engine) checkLocal(ctx context.Context, repair bool, report func(string
 		report(what)
 	}
 	for _, x := range entries {
-		// Files made since the list was taken are not damage.
-		if _, err := e.store.Stat(x.ID); errors.Is(err, content.ErrNotExist) {
-			continue
+		// Files made or removed since the list was taken are not damage. What is there, has no record and was not new before that was
+		// looked up is removed, or belongs to no file.
+		gone := func() bool {
+			_, err := e.store.Stat(x.ID)
+			return errors.Is(err, content.ErrNotExist)
 		}
-		if !e.knows(x.ID) && !e.isSpare(x.ID) {
+		if !gone() && !e.isNew(x.ID) && !e.knows(x.ID) && !gone() {
 			report(fmt.Sprintf("local file %d (%d bytes) belongs to no file; the next start keeps it in lost+found, or removes it when it is only a copy", x.ID, x.Size))
 		}
 	}

@@ -52,6 +52,7 @@ func (e *Engine) Create(ctx context.Context, c Caller, parent uint64, name strin
 		return Attr{}, nil, err
 	}
 	id := l.ID()
+	defer e.newStagingEnds(id)
 	e.hit("create.staging")
 	now := time.Now()
 	// The staging file's own mtime is what the file's will be.

@@ -18,6 +18,8 @@ type spares struct {
 	idle   *time.Timer // removes them
 	closed bool
 	wg     sync.WaitGroup // makeSpares
+
+	open map[uint64]struct{} // staging files, spare or taken, that are about to be made, recorded or removed
 }
 
 const (
@@ -26,22 +28,44 @@ const (
 	sparesIdle  = 2 * time.Second
 )
 
-// newStaging returns an empty staging file with a number of its own and the present time.
+// newStaging returns an empty staging file with a number of its own and the present time. Once it is on record, or removed,
+// the caller tells newStagingEnds.
 func (e *Engine) newStaging() (*content.File, error) {
 	for {
 		l := e.takeSpare()
 		if l == nil {
-			id, err := e.newLocalID()
-			if err != nil {
-				return nil, err
-			}
-			return e.store.CreateStaging(id)
+			return e.createStaging()
 		}
 		if l.Touch() == nil {
 			return l, nil
 		}
 		e.dropSpare(l)
 	}
+}
+
+func (e *Engine) createStaging() (*content.File, error) {
+	id, err := e.newLocalID()
+	if err != nil {
+		return nil, err
+	}
+	s := &e.spare
+	s.mu.Lock()
+	if s.open == nil {
+		s.open = make(map[uint64]struct{})
+	}
+	s.open[id] = struct{}{}
+	s.mu.Unlock()
+	l, err := e.store.CreateStaging(id)
+	if err != nil {
+		e.newStagingEnds(id)
+	}
+	return l, err
+}
+
+func (e *Engine) newStagingEnds(id uint64) {
+	e.spare.mu.Lock()
+	defer e.spare.mu.Unlock()
+	delete(e.spare.open, id)
 }
 
 // takeSpare returns a spare, or nil, and has more made when many are wanted.
@@ -71,11 +95,7 @@ func (e *Engine) makeSpares() {
 	s := &e.spare
 	defer s.wg.Done()
 	for {
-		id, err := e.newLocalID()
-		var l *content.File
-		if err == nil {
-			l, err = e.store.CreateStaging(id)
-		}
+		l, err := e.createStaging()
 		s.mu.Lock()
 		if err == nil {
 			s.files = append(s.files, l)
@@ -123,6 +143,7 @@ func (e *Engine) dropSpare(l *content.File) {
 	if err := e.store.Remove(id); err != nil {
 		e.log.Warn("removing an empty staging file", "err", err)
 	}
+	e.newStagingEnds(id)
 }
 
 // closeSpares removes all and has no more made.
@@ -141,14 +162,10 @@ func (e *Engine) closeSpares() {
 	s.files = nil
 }
 
-// isSpare reports whether a local file is one.
-func (e *Engine) isSpare(id uint64) bool {
+// isNew reports whether a local file has no record because it is a spare, or its record is being made.
+func (e *Engine) isNew(id uint64) bool {
 	e.spare.mu.Lock()
 	defer e.spare.mu.Unlock()
-	for _, l := range e.spare.files {
-		if l.ID() == id {
-			return true
-		}
-	}
-	return false
+	_, ok := e.spare.open[id]
+	return ok
 }

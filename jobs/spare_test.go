@@ -1,6 +1,8 @@
 package jobs
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -79,4 +81,27 @@ func TestSpares(t *testing.T) {
 		r.restart()
 		wantLocal(files)
 	})
+}
+
+// A check says nothing of files that are being made.
+func TestCheckBesideCreates(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Settle = time.Hour })
+	var said []string
+	var err error
+	checks := 0
+	r.e.atPoints(func(point string) {
+		if point == "create.staging" || point == "truncate.staging" {
+			checks++
+			err = errors.Join(err, r.e.checkLocal(context.Background(), false, func(s string) { said = append(said, s) }))
+		}
+	})
+	const files = 40
+	for i := range files {
+		r.write(fmt.Sprint("f", i), []byte("x"))
+	}
+	r.sync()
+	r.write("f0", []byte("y")) // truncated
+	if len(said) > 0 || err != nil || checks <= files {
+		t.Errorf("%d checks: %q, %v", checks, said, err)
+	}
 }

@@ -176,6 +176,7 @@ func (f *file) newStagingLocked() error {
 		return err
 	}
 	id := l.ID()
+	defer e.newStagingEnds(id)
 	e.hit("truncate.staging")
 	m, err := l.Mtime()
 	if err != nil {
