@@ -79,9 +79,10 @@ func TestStoresIntoAMappedFileThatWasSynced(t *testing.T) {
 	}
 }
 
-// The same when the disk is so full that the catalog records what was archived, and nothing else.
-func TestStoresIntoAMappedFileOnAFullDisk(t *testing.T) {
-	dir := t.TempDir()
+// smallDisk mounts a file system of 400 MiB.
+func smallDisk(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, "size=400m"); err != nil {
 		if os.Getenv("CASFS_REQUIRE_FUSE") != "" {
 			t.Fatal(err)
@@ -89,6 +90,29 @@ func TestStoresIntoAMappedFileOnAFullDisk(t *testing.T) {
 		t.Skip(err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// fillDisk leaves so many bytes free on it.
+func fillDisk(t *testing.T, dir string, left int64) {
+	t.Helper()
+	filler, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer filler.Close()
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Fallocate(int(filler.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-left); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The same when the disk is so full that the catalog records what was archived, and nothing else.
+func TestStoresIntoAMappedFileOnAFullDisk(t *testing.T) {
+	dir := smallDisk(t)
 	r := newRig(t, func(o *Options) { o.Settle, o.StateDir = time.Hour, filepath.Join(dir, "state") })
 	ctx := context.Background()
 	data := pattern(300<<10, 1)
@@ -107,12 +131,7 @@ func TestStoresIntoAMappedFileOnAFullDisk(t *testing.T) {
 	}
 	store(1000, "before it was archived")
 
-	filler, err := os.Create(filepath.Join(dir, "filler"))
-	r.must(err)
-	defer filler.Close()
-	var st unix.Statfs_t
-	r.must(unix.Statfs(dir, &st))
-	r.must(unix.Fallocate(int(filler.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-40<<20))
+	fillDisk(t, dir, 40<<20)
 	changes := func() error {
 		_, err := r.e.catalog.Update(func(tx *catalog.Tx) error { return tx.PutMeta("test", []byte{1}) })
 		return err
@@ -132,7 +151,7 @@ func TestStoresIntoAMappedFileOnAFullDisk(t *testing.T) {
 		t.Fatalf("%+v", v)
 	}
 	store(2000, "after it was archived")
-	r.must(filler.Truncate(0))
+	r.must(os.Remove(filepath.Join(dir, "filler")))
 	eventually(t, func() bool { return changes() == nil })
 	h.Release()
 	reader.Release()

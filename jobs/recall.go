@@ -236,7 +236,8 @@ func (r *recaller) load() error {
 	if len(drop) > 0 {
 		r.log.Info("retrievals nobody needs any more are dropped", "count", len(drop))
 		r.mu.Unlock()
-		_, err = r.e.catalog.Update(func(tx *catalog.Tx) error {
+		// Reclaim, for a mount on a full disk needs it.
+		_, err = r.e.catalog.Reclaim(func(tx *catalog.Tx) error {
 			for _, id := range drop {
 				if err := tx.DeleteRetrieval(id); err != nil {
 					return err

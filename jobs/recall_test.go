@@ -3,11 +3,13 @@ package jobs
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cas"
 )
 
@@ -168,4 +170,34 @@ func TestAdoptsJobsOfOthers(t *testing.T) {
 			t.Errorf("the guard counts adopted jobs: %+v", st.Guard)
 		}
 	})
+}
+
+// A crash has left records of recalls that nobody needs any more; then the disk is full. It can be mounted all the same.
+func TestMountOnAFullDiskForgetsRecalls(t *testing.T) {
+	dir := smallDisk(t)
+	r := newRig(t, func(o *Options) { o.StateDir = filepath.Join(dir, "state") })
+	ino := r.write("f", pattern(300<<10, 1))
+	r.sync()
+	_, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
+		v, err := tx.Version(ino, 1)
+		if err != nil {
+			return err
+		}
+		return tx.PutRetrieval(catalog.Retrieval{
+			ID: tx.NextID(), Archive: v.Extents[0].Archive, VaultName: "v", Len: v.Size, State: catalog.Wanted, Created: time.Now().UnixNano(), Ino: ino, V: 1,
+		})
+	})
+	r.must(err)
+	r.close()
+	fillDisk(t, dir, 40<<20)
+	r.open()
+	r.must(r.e.catalog.View(func(tx *catalog.Tx) error {
+		for rec, err := range tx.Retrievals() {
+			if err != nil {
+				return err
+			}
+			t.Errorf("%+v is left", rec)
+		}
+		return nil
+	}))
 }
