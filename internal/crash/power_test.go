@@ -114,12 +114,17 @@ func (d *disk) pull() {
 // mount's: the kernel may read and write those on the disk directly.
 func (d *disk) replace() {
 	d.t.Helper()
-	if err := unix.Unmount(d.dir, 0); err != nil {
+	err := unix.Unmount(d.dir, 0)
+	// The kernel lets go of what a mount had opened for passthrough in the background, after those who used it have gone.
+	for end := time.Now().Add(time.Minute); errors.Is(err, unix.EBUSY) && time.Now().Before(end); err = unix.Unmount(d.dir, 0) {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if err != nil {
 		d.t.Fatalf("unmounting %s: %v", d.dir, err)
 	}
 	d.mount()
 	probe := filepath.Join(d.dir, "probe")
-	err := os.WriteFile(probe, nil, 0o600)
+	err = os.WriteFile(probe, nil, 0o600)
 	if errors.Is(err, unix.EIO) {
 		// A mount namespace cloned meanwhile keeps the dead file system; what is on its disk is what counts.
 		if err := unix.Unmount(d.dir, 0); err != nil {
