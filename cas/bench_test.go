@@ -26,7 +26,7 @@ func (l loop) ReadAt(p []byte, off int64) (int, error) {
 const gib = 1 << 30
 
 func BenchmarkTreeHash1GiB(b *testing.B) {
-	src := loop(noise(16*mib + 8))
+	src := loop(random(16*mib + 8))
 	for _, threads := range []int{1, 2} {
 		b.Run(fmt.Sprintf("threads=%d", threads), func(b *testing.B) {
 			b.SetBytes(gib)
@@ -41,7 +41,7 @@ func BenchmarkTreeHash1GiB(b *testing.B) {
 
 // BenchmarkLinearAndTree takes both hashes in one pass.
 func BenchmarkLinearAndTree(b *testing.B) {
-	buf := noise(16 * mib)
+	buf := random(16 * mib)
 	b.Run("TreeHasher", func(b *testing.B) {
 		b.SetBytes(int64(len(buf)))
 		for b.Loop() {
@@ -83,7 +83,7 @@ func BenchmarkUpload1GiB(b *testing.B) {
 	if _, err := c.CreateVault(ctx, "v"); err != nil {
 		b.Fatal(err)
 	}
-	src := loop(noise(16*mib + 8))
+	src := loop(random(16*mib + 8))
 	b.SetBytes(gib)
 	var sending, hashing time.Duration
 	for b.Loop() {

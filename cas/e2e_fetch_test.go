@@ -23,7 +23,7 @@ import (
 
 func TestFetchJobFileResumes(t *testing.T) {
 	w := newWorld(t, local.Options{})
-	data := noise(20*mib + 3)
+	data := random(20*mib + 3)
 	id := w.upload(data)
 	dst := filepath.Join(w.dir, "f")
 	fetch := func(job string, o cas.FetchOptions) (cas.FetchResult, int, error) {
@@ -77,7 +77,7 @@ func TestFetchJobFileResumes(t *testing.T) {
 	w.same(dst, data)
 
 	// What is left of another archive is no help.
-	other := noise(20*mib + 4)
+	other := random(20*mib + 4)
 	job2 := w.job(w.upload(other), cas.Range{})
 	remove = w.srv.Inject(castest.Fault{Op: cas.OpJobOutput, Kind: castest.Status, Code: "AccessDeniedException", Skip: 5})
 	if _, _, err := fetch(job2, cas.FetchOptions{Force: true}); err == nil {
@@ -94,7 +94,7 @@ func TestFetchJobFileResumes(t *testing.T) {
 
 func TestFetchFaults(t *testing.T) {
 	w := newWorld(t, local.Options{})
-	data := noise(12*mib + 5)
+	data := random(12*mib + 5)
 	job := w.job(w.upload(data), cas.Range{})
 	for i, f := range []castest.Fault{
 		{Kind: castest.CutReply, Bytes: mib + mib/2, Count: 5},
@@ -144,7 +144,7 @@ func TestFetchFaults(t *testing.T) {
 // TestFetchRanges compares ranges of outputs of ranges with the data.
 func TestFetchRanges(t *testing.T) {
 	w := newWorld(t, local.Options{})
-	data := noise(11*mib + 77)
+	data := random(11*mib + 77)
 	id := w.upload(data)
 	end := int64(len(data))
 	for _, x := range []struct {
@@ -204,7 +204,7 @@ func (f failingWriter) Write([]byte) (int, error) { return 0, f.err }
 
 func TestFetchJobFileIsLocked(t *testing.T) {
 	w := newWorld(t, local.Options{})
-	data := noise(4 * mib)
+	data := random(4 * mib)
 	job := w.job(w.upload(data), cas.Range{})
 	dst := filepath.Join(w.dir, "f")
 	var once sync.Once

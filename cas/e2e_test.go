@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,23 +16,14 @@ import (
 	"github.com/casfs/casfs/cas"
 	"github.com/casfs/casfs/cas/castest"
 	"github.com/casfs/casfs/cas/local"
+	"github.com/casfs/casfs/internal/noise"
 	"golang.org/x/time/rate"
 )
 
 const mib = 1 << 20
 
-// noise is n bytes that differ everywhere, so that no part can pass for another.
-func noise(n int) []byte {
-	b := make([]byte, n)
-	rng := rand.New(rand.NewPCG(uint64(n), 7))
-	for i := 0; i+8 <= n; i += 8 {
-		v := rng.Uint64()
-		for k := range 8 {
-			b[i+k] = byte(v >> (8 * k))
-		}
-	}
-	return b
-}
+// random is n bytes that differ everywhere, so that no part can pass for another.
+func random(n int) []byte { return noise.Bytes(n, uint64(n)) }
 
 type world struct {
 	*testing.T
@@ -132,7 +122,7 @@ func TestHandles(t *testing.T) {
 		if v.Name != "photos" || !strings.HasSuffix(v.QCS, ":vaults/photos") || v.CreationDate.IsZero() {
 			t.Errorf("%+v", v.VaultInfo)
 		}
-		data := noise(5*mib + 7)
+		data := random(5*mib + 7)
 		path := filepath.Join(dir, "f")
 		must(os.WriteFile(path, data, 0o600))
 		up, err := v.UploadFile(ctx, path, cas.UploadOptions{Description: "a \"description\", 归档"})
@@ -246,7 +236,7 @@ func TestBandwidthLimit(t *testing.T) {
 		if _, err := c.CreateVault(t.Context(), "v"); err != nil {
 			t.Fatal(err)
 		}
-		data := noise(8 * mib)
+		data := random(8 * mib)
 		for _, single := range []int64{100 * mib, 1} {
 			began := time.Now()
 			res, err := c.Upload(t.Context(), "v", bytes.NewReader(data), int64(len(data)), cas.UploadOptions{

@@ -32,7 +32,7 @@ func TestUploadChoosesParts(t *testing.T) {
 		{4*mib + 1, cas.UploadOptions{PartSize: 4 * mib, Parallel: 1}, 4 * mib, 2},
 		{65 * mib, cas.UploadOptions{}, 0, 0}, // more than is held in memory at once
 	} {
-		data := noise(x.size)
+		data := random(x.size)
 		var steps []int64
 		x.o.Progress = func(done, total int64) {
 			if total != int64(x.size) || len(steps) > 0 && done <= steps[len(steps)-1] {
@@ -64,7 +64,7 @@ func TestUploadChoosesParts(t *testing.T) {
 	}
 	_, err := w.c.Upload(t.Context(), "v", strings.NewReader("abc"), 4, cas.UploadOptions{})
 	w.is(err, io.ErrUnexpectedEOF)
-	_, err = w.c.Upload(t.Context(), "nowhere", bytes.NewReader(noise(2*mib)), 2*mib, cas.UploadOptions{PartSize: mib})
+	_, err = w.c.Upload(t.Context(), "nowhere", bytes.NewReader(random(2*mib)), 2*mib, cas.UploadOptions{PartSize: mib})
 	w.is(err, cas.ErrNotFound)
 	var ue *cas.UploadError
 	if errors.As(err, &ue) {
@@ -75,7 +75,7 @@ func TestUploadChoosesParts(t *testing.T) {
 // TestUploadSurvivesFaults breaks everything that may be repeated, and looks for duplicates.
 func TestUploadSurvivesFaults(t *testing.T) {
 	w := newWorld(t, local.Options{})
-	data := noise(12*mib + 5)
+	data := random(12*mib + 5)
 	for _, f := range []castest.Fault{
 		{Op: cas.OpUploadPart, Kind: castest.Status, Code: "ThrottlingException", Count: 5},
 		{Op: cas.OpUploadPart, Kind: castest.Status, Count: 3},
@@ -120,7 +120,7 @@ func TestUploadSurvivesFaults(t *testing.T) {
 
 func TestUploadResumes(t *testing.T) {
 	w := newWorld(t, local.Options{})
-	data := noise(20*mib + 3)
+	data := random(20*mib + 3)
 	path := w.file("f", data)
 	remove := w.srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Status, Code: "AccessDeniedException", Skip: 7})
 	_, err := w.c.UploadFile(t.Context(), "v", path, cas.UploadOptions{PartSize: mib, Parallel: 2})
@@ -201,7 +201,7 @@ func TestUploadResumes(t *testing.T) {
 // TestUploadResumesAfterLostComplete: nobody heard that the upload was complete.
 func TestUploadResumesAfterLostComplete(t *testing.T) {
 	w := newWorld(t, local.Options{})
-	path := w.file("f", noise(3*mib+1))
+	path := w.file("f", random(3*mib+1))
 	remove := w.srv.Inject(castest.Fault{Op: cas.OpCompleteUpload, Kind: castest.LoseReply})
 	_, err := w.c.UploadFile(t.Context(), "v", path, cas.UploadOptions{PartSize: mib})
 	remove()
@@ -223,7 +223,7 @@ func TestUploadResumesAfterLostComplete(t *testing.T) {
 
 func TestUploadOfAChangingFile(t *testing.T) {
 	w := newWorld(t, local.Options{})
-	path := w.file("f", noise(4*mib))
+	path := w.file("f", random(4*mib))
 	appendByte := func() {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
 		w.must(f, err)
@@ -248,7 +248,7 @@ func TestUploadOfAChangingFile(t *testing.T) {
 
 func TestUploadCancelled(t *testing.T) {
 	w := newWorld(t, local.Options{})
-	data := noise(8 * mib)
+	data := random(8 * mib)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	boom := errors.New("boom")
 	_, err := w.c.Upload(ctx, "v", bytes.NewReader(data), int64(len(data)), cas.UploadOptions{
@@ -269,7 +269,7 @@ func TestUploadCancelled(t *testing.T) {
 // TestResumeForeignParts resumes an upload in parts that are no power of two, as cascmd makes them.
 func TestResumeForeignParts(t *testing.T) {
 	w := newWorld(t, local.Options{Lenient: true})
-	data := noise(8*mib + 9)
+	data := random(8*mib + 9)
 	id, err := w.c.InitiateUpload(t.Context(), "v", "cascmd", 3*mib)
 	w.must(id, err)
 	w.must(nil, w.c.UploadPart(t.Context(), "v", id, 3*mib, bytes.NewReader(data[3*mib:6*mib]), cas.PartHash{}))

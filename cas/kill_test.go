@@ -10,7 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/casfs/casfs/cas"
@@ -46,44 +46,22 @@ func child() error {
 	return err
 }
 
-// killer serves a store and, at the n-th request of a kind, kills the child before it answers.
-type killer struct {
+// counter serves a store and counts the requests of one kind. When the left-th comes, it
+// kills the child instead of answering.
+type counter struct {
 	http.Handler
-	mu    sync.Mutex
 	match func(*http.Request) bool
-	left  int
-	seen  int
-	child *os.Process
-	ready chan struct{} // child is set
+	left  int64
+	seen  atomic.Int64
+	child chan *os.Process // gets the child when it runs
 }
 
-func (k *killer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	k.mu.Lock()
-	hit := k.match != nil && k.match(r)
-	if hit {
-		k.seen++
-		k.left--
-	}
-	kill := hit && k.left == 0
-	k.mu.Unlock()
-	if kill {
-		<-k.ready
-		k.child.Kill()
+func (c *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if c.match(r) && c.seen.Add(1) == c.left {
+		(<-c.child).Kill()
 		panic(http.ErrAbortHandler)
 	}
-	k.Handler.ServeHTTP(w, r)
-}
-
-func (k *killer) arm(after int, match func(*http.Request) bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.match, k.left, k.seen = match, after, 0
-}
-
-func (k *killer) count() int {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.seen
+	c.Handler.ServeHTTP(w, r)
 }
 
 // TestKill9 kills a process in the middle of a transfer, again and again: the next one
@@ -94,8 +72,13 @@ func TestKill9(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	k := &killer{Handler: store}
-	srv := httptest.NewServer(k)
+	isPart := func(r *http.Request) bool {
+		return r.Method == "PUT" && strings.Contains(r.URL.Path, "/multipart-uploads/")
+	}
+	isOutput := func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/output") }
+	parted := &counter{Handler: store, match: isPart}
+	output := &counter{Handler: parted, match: isOutput}
+	srv := httptest.NewServer(output)
 	defer srv.Close()
 	cr := store.Credentials()
 	c, err := cas.New(cas.Options{Endpoint: srv.URL, Credentials: cas.Credentials{SecretID: cr.SecretID, SecretKey: cr.SecretKey}})
@@ -107,11 +90,13 @@ func TestKill9(t *testing.T) {
 	if _, err := c.CreateVault(ctx, "v"); err != nil {
 		t.Fatal(err)
 	}
-	// run starts a child that is killed at the n-th matching request.
-	run := func(n int, match func(*http.Request) bool, args ...string) {
+	// run starts a child that is killed at the n-th matching request. It has a server to
+	// itself: what is still served when it is dead is not taken for another's.
+	run := func(n int64, match func(*http.Request) bool, args ...string) {
 		t.Helper()
-		k.arm(n, match)
-		k.ready = make(chan struct{})
+		k := &counter{Handler: store, match: match, left: n, child: make(chan *os.Process, 1)}
+		srv := httptest.NewServer(k)
+		defer srv.Close()
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), "CAS_TEST_CHILD="+strings.Join(append([]string{args[0], srv.URL, cr.SecretID, cr.SecretKey}, args[1:]...), "\n"))
 		var out bytes.Buffer
@@ -119,19 +104,14 @@ func TestKill9(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		k.child = cmd.Process
-		close(k.ready)
+		k.child <- cmd.Process
 		if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != -1 {
 			t.Fatalf("the child was not killed: %v\n%s", err, &out)
 		}
 	}
-	isPart := func(r *http.Request) bool {
-		return r.Method == "PUT" && strings.Contains(r.URL.Path, "/multipart-uploads/")
-	}
-	isOutput := func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/output") }
 
 	const parts = 16
-	data := noise(parts*mib - 5)
+	data := random(parts*mib - 5)
 	dir := t.TempDir()
 	src := filepath.Join(dir, "src")
 	if err := os.WriteFile(src, data, 0o600); err != nil {
@@ -160,13 +140,12 @@ func TestKill9(t *testing.T) {
 			t.Errorf("%d parts after %d", have, was)
 		}
 	}
-	k.arm(0, isPart)
 	res, err := c.UploadFile(ctx, "v", src, cas.UploadOptions{UploadID: upload})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if k.count() != parts-have {
-		t.Errorf("%d parts were sent to complete %d of %d", k.count(), have, parts)
+	if sent := int(parted.seen.Load()); sent != parts-have {
+		t.Errorf("%d parts were sent to complete %d of %d", sent, have, parts)
 	}
 
 	job, err := c.InitiateJob(ctx, "v", cas.JobRequest{Type: cas.ArchiveRetrieval, ArchiveID: res.ArchiveID})
@@ -183,14 +162,13 @@ func TestKill9(t *testing.T) {
 			t.Fatal("an incomplete file has its name")
 		}
 	}
-	k.arm(0, isOutput)
 	got, err := c.FetchJobFile(ctx, "v", job, dst, cas.FetchOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Each child got four ranges, of which the one beside the fifth may not have been noted.
-	if noted := int(got.Skipped / mib); noted < 9 || noted+k.count() != parts {
-		t.Errorf("%d ranges were fetched to complete %d of %d", k.count(), noted, parts)
+	if noted := int(got.Skipped / mib); noted < 9 || noted+int(output.seen.Load()) != parts {
+		t.Errorf("%d ranges were fetched to complete %d of %d", output.seen.Load(), noted, parts)
 	}
 	if b, err := os.ReadFile(dst); err != nil || !bytes.Equal(b, data) {
 		t.Errorf("%d bytes, %v", len(b), err)

@@ -33,9 +33,9 @@ const (
 // value is ready. It is not safe for concurrent use, and it keeps one leaf, 32
 // bytes, per MiB written.
 type TreeHasher struct {
-	linear hash.Hash
-	chunk  hash.Hash // the unfinished chunk
-	fill   int       // bytes in chunk, below ChunkSize
+	linear linearHash
+	chunk  hash.Hash // the unfinished chunk, but the first
+	fill   int       // bytes of the unfinished chunk, below ChunkSize
 	size   int64
 	leaves []Hash // of the finished chunks
 }
@@ -43,20 +43,27 @@ type TreeHasher struct {
 // Write adds bytes; it never fails.
 func (t *TreeHasher) Write(p []byte) (int, error) {
 	if t.linear == nil {
-		t.linear, t.chunk = sha256.New(), sha256.New()
+		t.linear, t.chunk = newLinear(), sha256.New()
 	}
 	n := len(p)
 	t.size += int64(n)
 	for len(p) > 0 {
 		b := p[:min(len(p), ChunkSize-t.fill)]
 		p = p[len(b):]
+		first := len(t.leaves) == 0
+		if len(b) == ChunkSize && twoAtOnce && !first {
+			t.leaves = append(t.leaves, hashTwo(t.linear, b))
+			continue
+		}
 		// Both hashes of a chunk are taken while it is in the processor's cache.
 		t.linear.Write(b)
-		if len(b) == ChunkSize {
+		if len(b) == ChunkSize && !first {
 			t.leaves = append(t.leaves, sha256.Sum256(b))
 			continue
 		}
-		t.chunk.Write(b)
+		if !first {
+			t.chunk.Write(b)
+		}
 		if t.fill += len(b); t.fill == ChunkSize {
 			t.leaves = append(t.leaves, t.partial())
 			t.chunk.Reset()
@@ -66,8 +73,13 @@ func (t *TreeHasher) Write(p []byte) (int, error) {
 	return n, nil
 }
 
+// partial returns the leaf of the chunk that is being filled. That of the first one is the linear hash.
 func (t *TreeHasher) partial() (h Hash) {
-	t.chunk.Sum(h[:0])
+	if len(t.leaves) == 0 {
+		t.linear.Sum(h[:0])
+	} else {
+		t.chunk.Sum(h[:0])
+	}
 	return h
 }
 
@@ -107,9 +119,9 @@ func (t *TreeHasher) Reset() {
 	t.fill, t.size, t.leaves = 0, 0, t.leaves[:0]
 }
 
-// HashPart returns both hashes of b. From a few MiB on it uses two goroutines.
+// HashPart returns both hashes of b. Where one goroutine cannot take them at once it uses two, from a few MiB on.
 func HashPart(b []byte) PartHash {
-	if len(b) < 4*ChunkSize || runtime.GOMAXPROCS(0) == 1 {
+	if twoAtOnce || len(b) < 4*ChunkSize || runtime.GOMAXPROCS(0) == 1 {
 		var t TreeHasher
 		t.Write(b)
 		return t.Sum()

@@ -19,8 +19,11 @@ const mib = 1 << 20
 
 func pattern(n int64) []byte {
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(i % 251)
+	for i := range min(len(b), 251) {
+		b[i] = byte(i)
+	}
+	for k := 251; k < len(b); k *= 2 {
+		copy(b[k:], b[:k])
 	}
 	return b
 }

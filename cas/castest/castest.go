@@ -28,6 +28,7 @@ const (
 	LoseReply                  // do the work, then break the connection
 	CorruptRequest             // flip one byte of the request body at Bytes
 	Hold                       // wait first, until the fault is removed
+	HoldReply                  // do the work, then wait until the fault is removed
 )
 
 // Fault injects Kind into calls of Op ("" or "*": any). After Skip matching calls
@@ -42,7 +43,7 @@ type Fault struct {
 	Bytes       int64
 	Delay       time.Duration
 
-	removed chan struct{} // of Hold
+	removed chan struct{} // of Hold and HoldReply
 }
 
 // Server is a store in process.

@@ -123,9 +123,15 @@ func TestVirtualTime(t *testing.T) {
 }
 
 func TestHold(t *testing.T) {
+	for _, kind := range []Kind{Hold, HoldReply} {
+		testHold(t, kind)
+	}
+}
+
+func testHold(t *testing.T, kind Kind) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(t, local.Options{})
-		release := s.Inject(Fault{Kind: Hold})
+		release := s.Inject(Fault{Kind: kind})
 		done := make(chan error, 1)
 		go func() {
 			resp, err := send(t, s, t.Context(), strings.NewReader("x"), 1)
@@ -145,7 +151,7 @@ func TestHold(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		defer s.Inject(Fault{Kind: Hold})()
+		defer s.Inject(Fault{Kind: kind})()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		if _, err := send(t, s, ctx, strings.NewReader("x"), 1); !errors.Is(err, context.DeadlineExceeded) {

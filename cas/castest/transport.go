@@ -156,6 +156,17 @@ func (t transport) roundTrip(req *http.Request) (*http.Response, error) {
 	if rep.err != nil {
 		return nil, rep.err
 	}
+	for _, f := range plan {
+		if f.Kind != HoldReply {
+			continue
+		}
+		select {
+		case <-f.removed:
+		case <-ctx.Done():
+			pr.CloseWithError(context.Cause(ctx))
+			return nil, context.Cause(ctx)
+		}
+	}
 	out := &replyBody{PipeReader: pr}
 	out.stop = context.AfterFunc(ctx, func() { pw.CloseWithError(context.Cause(ctx)) })
 	resp := response(req, rep.status, rep.sent)
