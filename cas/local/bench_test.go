@@ -2,7 +2,6 @@ package local
 
 import (
 	"bytes"
-	"crypto/rand"
 	"fmt"
 	"io"
 	"net/http"
@@ -10,12 +9,12 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/casfs/casfs/internal/noise"
 )
 
 func randomChunk(n int) []byte {
-	b := make([]byte, n)
-	rand.Read(b)
-	return b
+	return noise.Bytes(n, 1)
 }
 
 // BenchmarkHash is both hashes in one pass, what an upload costs at least.

@@ -45,7 +45,7 @@ func TestBrokenVault(t *testing.T) {
 		{"missing", "v", func([]byte) []byte { return nil }, "no such file"},
 		{"not a record", "v", func(b []byte) []byte { return append(appendLine(nil, []byte(`["x"]`)), b...) }, "cannot unmarshal"},
 		{"long name, empty", long, func([]byte) []byte { return []byte{} }, "is empty"},
-		{"long name, first record lost", long, func(b []byte) []byte { b[0] ^= 1; return b }, "record of the vault's name"},
+		{"long name, first record lost", long, func(b []byte) []byte { b[0], b[9] = 0, 0; return b }, "record of the vault's name"},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -166,7 +166,7 @@ func TestLostVaultRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bad[12] ^= 1
+	bad[12], bad[13] = 0, 0
 	if err := os.WriteFile(log, bad, 0o600); err != nil {
 		t.Fatal(err)
 	}

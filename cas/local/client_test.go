@@ -115,8 +115,11 @@ func linearHex(b []byte) string {
 // pattern is the contract's pattern P.
 func pattern(n int) []byte {
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(i % 251)
+	for i := range min(len(b), 251) {
+		b[i] = byte(i)
+	}
+	for k := 251; k < len(b); k *= 2 {
+		copy(b[k:], b[:k])
 	}
 	return b
 }

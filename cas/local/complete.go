@@ -60,14 +60,16 @@ func (v *vault) complete(u *upload, size int64, tree digest) (string, error) {
 		return "", noUpload(u.id)
 	}
 	if u.done != 0 {
-		defer v.mu.Unlock()
-		if a := v.archives[u.archive]; a == nil || a.deleted != 0 {
+		a := v.archives[u.archive]
+		gone := a == nil || a.deleted != 0
+		v.mu.Unlock()
+		if gone {
 			return "", notFound("the archive of upload %s was deleted", u.id)
 		}
 		if size != u.size || tree != u.declared {
 			return "", invalid("the upload was completed with another size or hash")
 		}
-		return u.archive, nil
+		return u.archive, v.log.barrier() // the first one's record may have failed
 	}
 	parts := u.sorted()
 	for _, p := range parts {

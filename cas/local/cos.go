@@ -126,13 +126,16 @@ func (v *vault) push(j *job) error {
 	}
 	defer root.Remove(tmp)
 	n := j.End - j.First
-	_, err = receive(contextReader{v.s.ctx, io.NewSectionReader(src, j.First, n)}, n, func(off int64, p []byte, zero bool) error {
+	got, err := receive(contextReader{v.s.ctx, io.NewSectionReader(src, j.First, n)}, n, func(off int64, p []byte, zero bool) error {
 		if zero {
 			return nil
 		}
 		_, err := dst.WriteAt(p, off)
 		return err
 	})
+	if err == nil {
+		err = v.sound(a, j, got)
+	}
 	if err == nil {
 		err = dst.Truncate(n)
 	}
@@ -147,6 +150,28 @@ func (v *vault) push(j *job) error {
 		return err
 	}
 	return v.s.syncDir(filepath.Join(v.s.dir, "cos", filepath.FromSlash(path.Dir(name))))
+}
+
+// sound refuses what was read of the archive unless it is what was uploaded: nobody checks a copy in a bucket.
+func (v *vault) sound(a *archive, j *job, got received) error {
+	if !j.RangeTree.isZero() {
+		if got.tree == j.RangeTree {
+			return nil
+		}
+	} else {
+		same, i := true, 0
+		err := eachLeaf(v.archivePath(a.shard, a.id)+".tree", j.First/mib, leafCount(j.End), func(d digest) {
+			same = same && d == got.leaves[i]
+			i++
+		})
+		if err == nil && same {
+			return nil
+		}
+		if _, err := v.mendLeaves(a); err == nil { // it was the leaf file
+			return nil
+		}
+	}
+	return errors.New("the archive is damaged")
 }
 
 // pull makes an archive of DIR/cos/BUCKET/OBJECT. The record of the archive is

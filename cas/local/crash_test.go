@@ -3,7 +3,6 @@ package local
 import (
 	"bufio"
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"maps"
@@ -16,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/casfs/casfs/internal/noise"
 )
 
 // ledger is what a store that was killed has acknowledged.
@@ -61,11 +62,7 @@ func (k *killer) do(method, path string, body []byte, h header) (*http.Response,
 }
 
 func randomBytes(rng *rand.Rand, n int) []byte {
-	b := make([]byte, n+8)
-	for i := 0; i < n; i += 8 {
-		binary.LittleEndian.PutUint64(b[i:], rng.Uint64())
-	}
-	b = b[:n]
+	b := noise.Bytes(n, rng.Uint64())
 	if n > 1<<20 && rng.IntN(2) == 0 {
 		clear(b[:1<<20])
 	}

@@ -28,6 +28,7 @@ func (s *Store) openDir(o Options) error {
 	if err := s.readCredentials(o.AppID); err != nil {
 		return err
 	}
+	s.readMarks()
 	entries, err := os.ReadDir(filepath.Join(s.dir, "vaults"))
 	if err != nil {
 		return err
@@ -38,6 +39,7 @@ func (s *Store) openDir(o Options) error {
 		}
 		s.openVault(e.Name())
 	}
+	s.setMarks()
 	return nil
 }
 
@@ -87,6 +89,11 @@ func (s *Store) readCredentials(appID string) error {
 			had[strings.ToLower(strings.TrimSpace(k))] = strings.TrimSpace(v)
 		}
 	}
+	if err == nil {
+		if err := s.completeAccount(path, had); err != nil {
+			return err
+		}
+	}
 	s.endpoint = had["endpoint"]
 	s.creds = Credentials{AppID: had["appid"], SecretID: had["secretid"], SecretKey: had["secretkey"]}
 	if appID != "" {
@@ -107,10 +114,29 @@ func (s *Store) readCredentials(appID string) error {
 	return s.writeCredentials()
 }
 
+// completeAccount refuses an account with something missing once there are vaults: clients know what they have of them by the account, and
+// with a new key they would not find it again.
+func (s *Store) completeAccount(path string, had map[string]string) error {
+	vaults, err := dirNames(filepath.Join(s.dir, "vaults"))
+	if err != nil || len(vaults) == 0 {
+		return err
+	}
+	for _, k := range []string{"appid", "secretid", "secretkey"} {
+		if had[k] == "" {
+			return fmt.Errorf("%s has no %s. Put a copy of it back, or remove it for a new account, to which no client's state belongs", path, k)
+		}
+	}
+	return nil
+}
+
 func (s *Store) writeCredentials() error {
 	text := fmt.Sprintf("[CASCredentials]\nendpoint = %s\nappid = %s\nsecretid = %s\nsecretkey = %s\n",
 		s.endpoint, s.creds.AppID, s.creds.SecretID, s.creds.SecretKey)
-	return replaceFile(filepath.Join(s.dir, "credentials"), []byte(text), 0o600, !s.noSync)
+	path := filepath.Join(s.dir, "credentials")
+	if b, err := os.ReadFile(path); err == nil && string(b) == text {
+		return os.Chmod(path, 0o600) // the disk may be full
+	}
+	return replaceFile(path, []byte(text), 0o600, !s.noSync)
 }
 
 // SetEndpoint records the address in DIR/credentials, for users and tests to read.

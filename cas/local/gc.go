@@ -154,19 +154,37 @@ func (v *vault) compact(path string, lines int, damaged bool) error {
 	if lines < 2*v.recordCount()+1000 && !damaged {
 		return nil
 	}
+	aside := path + ".damaged-" + newKey(8)
 	if damaged {
 		// Keep what could not be read, for whoever can.
-		if err := os.Link(path, path+".damaged-"+newKey(8)); err != nil {
+		if err := os.Link(path, aside); err != nil {
 			return err
 		}
 	}
-	return replaceWith(path, 0o600, !v.s.noSync, func(w *bufio.Writer) {
+	err := replaceWith(path, 0o600, !v.s.noSync, func(w *bufio.Writer) {
 		var line []byte
 		v.records(func(r record) {
 			line = appendLine(line[:0], r.encode())
 			w.Write(line) // its error comes with Flush
 		})
 	})
+	if err != nil && damaged {
+		return errors.Join(err, removeCopy(path, aside))
+	}
+	return err
+}
+
+// removeCopy removes a second name of a file, unless it is the only one by now.
+func removeCopy(path, copy string) error {
+	a, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	b, err := os.Stat(copy)
+	if err != nil || !os.SameFile(a, b) {
+		return err
+	}
+	return os.Remove(copy)
 }
 
 // recordCount is about the length of records.
@@ -221,8 +239,8 @@ func (v *vault) records(emit func(record)) {
 
 // collect removes every file that the log does not explain: bodies that were
 // never acknowledged, parts of aborted uploads, archives whose deletion had
-// been recorded. A log with damaged records explains too little: nothing is
-// removed then, nor later as long as the copy of the damaged log is there.
+// been recorded. A log that has lost records explains too little: nothing is
+// removed then, nor later as long as the copy of that log is there.
 func (v *vault) collect() error {
 	want := map[string]bool{}
 	missing := map[string]*archive{}

@@ -75,12 +75,13 @@ func (v *vault) takeInventory(j *job) (*jobEnd, error) {
 		return nil, err
 	}
 	end := &jobEnd{}
-	at, _ := v.stockTaking(j.Ready)
 	v.mu.Lock()
+	now := v.s.nowMillis()
+	at, _ := v.stockTaking(min(j.Ready, now))
 	list := make([]*archive, 0, min(limit, len(v.order)))
 	i := sort.Search(len(v.order), func(i int) bool { return v.order[i].seq >= from })
 	for _, a := range v.order[i:] {
-		if !a.listedAt(at) || j.Start != 0 && a.created < j.Start || j.Until != 0 && a.created > j.Until {
+		if !a.listedAt(at, now) || j.Start != 0 && a.created < j.Start || j.Until != 0 && a.created > j.Until {
 			continue
 		}
 		if len(list) == limit {

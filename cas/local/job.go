@@ -56,6 +56,7 @@ type job struct {
 	jobSpec
 	end     *jobEnd
 	told    bool
+	checked bool          // the archive's leaf file was, since the store was opened
 	settled chan struct{} // closed when the work that is running has ended; nil: none is
 	timer   *time.Timer
 }
@@ -91,10 +92,17 @@ func (j *job) stopTimer() {
 	}
 }
 
+// due reports whether the job's time is over at now. One that began more than a day later than now did so by a clock that has been
+// put back since, and would be waited for until that time comes.
+func (j *job) due(now int64) bool {
+	const day = 24 * 60 * 60 * 1000
+	return now >= j.Ready || j.At > now+day
+}
+
 // outcome says whether the job has finished at now, and when and how.
 func (j *job) outcome(now int64) (done bool, at int64, fail string) {
 	switch {
-	case now < j.Ready:
+	case !j.due(now):
 	case j.end != nil:
 		return true, j.end.At, j.end.Fail
 	case j.Dead:
@@ -108,7 +116,7 @@ func (j *job) outcome(now int64) (done bool, at int64, fail string) {
 // needsWork reports whether the job is due and not done.
 func (j *job) needsWork(now int64) bool {
 	done, _, _ := j.outcome(now)
-	return !done && now >= j.Ready
+	return !done && j.due(now)
 }
 
 // expired reports whether the job is void: a day after it finished.
@@ -153,7 +161,11 @@ func (v *vault) arm(j *job) {
 	if v.gone || v.s.ctx.Err() != nil || idle && (j.told || len(v.targets(j, now)) == 0) {
 		return
 	}
-	j.timer = time.AfterFunc(time.Duration(max(0, j.Ready-now))*time.Millisecond, func() { v.begin(j) })
+	wait := time.Duration(max(0, j.Ready-now)) * time.Millisecond
+	if j.due(now) {
+		wait = 0
+	}
+	j.timer = time.AfterFunc(wait, func() { v.begin(j) })
 }
 
 func (v *vault) armAll() {
@@ -201,7 +213,7 @@ func (v *vault) begin(j *job) <-chan struct{} {
 		return j.settled
 	}
 	work := j.needsWork(now)
-	if !work && (j.told || now < j.Ready || len(v.targets(j, now)) == 0) {
+	if !work && (j.told || !j.due(now) || len(v.targets(j, now)) == 0) {
 		return nil
 	}
 	settled := make(chan struct{})

@@ -3,6 +3,7 @@ package local
 import (
 	"encoding/json"
 	"net/http"
+	"os"
 	"strconv"
 	"time"
 )
@@ -163,16 +164,23 @@ func (s *Store) archiveJob(v *vault, j *jobSpec, q *jobRequest) (delay time.Dura
 	if j.Tier == "Expedited" && j.End-j.First > maxExpedited {
 		return 0, invalid("Expedited takes at most %d bytes", maxExpedited)
 	}
-	if !deleted && treeAligned(j.First, j.End, j.Size) {
-		j.RangeTree, err = v.rangeTree(a, j.First, j.End)
-		v.mu.Lock()
-		deleted = a.deleted != 0 // while its leaves were being read: the job will fail
-		v.mu.Unlock()
-		if err != nil && !deleted {
-			return 0, err
-		}
+	if deleted {
+		return delay, nil
 	}
-	return delay, nil
+	if _, err = os.Stat(v.archivePath(a.shard, a.id)); err == nil && treeAligned(j.First, j.End, j.Size) {
+		j.RangeTree, err = v.rangeTree(a, j.First, j.End, nil)
+	}
+	v.mu.Lock()
+	deleted = a.deleted != 0 // meanwhile: the job will fail
+	v.mu.Unlock()
+	switch {
+	case err == nil, deleted:
+		return delay, nil
+	case os.IsNotExist(err): // what is gone for good is nothing to wait for
+		s.logger.Error("the bytes of an archive are missing", "vault", v.name, "archive", a.id, "error", err)
+		return 0, notFound("the bytes of archive %.160s are lost", q.ArchiveId)
+	}
+	return 0, err
 }
 
 // start records the job and arms its timer.

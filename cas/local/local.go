@@ -9,10 +9,11 @@
 //
 //	DIR/lock                       flock; the holder's pid
 //	DIR/credentials                the account, in cascmd's INI format (0600)
+//	DIR/mark                       how far the logs were at the last Open or Close
 //	DIR/tmp/                       vaults being made or removed; emptied at Open
 //	DIR/cos/BUCKET/OBJECT          what push-to-cos writes and pull-from-cos reads
 //	DIR/vaults/V/log               all metadata of a vault: checksummed JSON lines
-//	DIR/vaults/V/log.damaged-*     a log with unreadable records, kept aside; while it is
+//	DIR/vaults/V/log.damaged-*     a log that has lost records, kept aside; while it is
 //	                               there, no file without a record is removed
 //	DIR/vaults/V/archives/NNNN/ID  an archive's bytes, a plain (sparse) file
 //	                  …/ID.tree    its leaf hashes, 32 bytes per MiB, when there are several
@@ -36,11 +37,19 @@
 // A reply is sent after data, directory entry and log record are on disk, in
 // that order; requests in flight at the same time share the fsync of the log.
 // Data is written under its final name from the first byte on, and is garbage
-// until the log mentions it: Open deletes every file that no record explains. The archive of
+// until the log mentions it: Open deletes every file that no record of a whole log explains. The archive of
 // a multipart upload gets its ID when the upload is opened; parts go to
 // their offsets in its file, so Complete writes nothing but a record. A
 // part that is sent again while the first one is acknowledged, or still
 // arriving, goes to a file of its own (ID.part-*), and Complete copies it in.
+//
+// # Damage
+//
+// One flipped bit in a log is undone by its checksums. What more than that has damaged is skipped. A log that
+// does not reach as far as it did at the last Open or Close has lost its end, or is an older copy. In each of these
+// cases, and when the log could not be read the last time, it stays aside as it was found.
+// A leaf file is held against the archive's hash and made anew when it is damaged. The archives' own bytes are for the client to
+// check, by hashes that were made when they came; what goes to a bucket is checked here.
 package local
 
 import (
@@ -122,6 +131,8 @@ type Store struct {
 	mu       sync.RWMutex
 	vaults   map[string]*vault
 	broken   map[string]*brokenVault // by directory; as Open found them
+	marks    map[string]mark         // by directory; as far as the logs are known to be on disk
+	written  map[string]mark         // what is in DIR/mark
 
 	sweepMu   sync.Mutex
 	lastSweep int64
@@ -218,6 +229,7 @@ func (s *Store) Close() error {
 	for _, v := range s.vaults {
 		errs = append(errs, v.log.close())
 	}
+	s.setMarks()
 	s.vaults = map[string]*vault{}
 	s.unlock()
 	return errors.Join(errs...)

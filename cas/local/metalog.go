@@ -24,10 +24,10 @@ type metaLog struct {
 
 	qmu      sync.Mutex
 	queue    []byte
-	dirs     map[string]bool // directories whose entries the queue relies on
-	tickets  uint64          // batches begun
-	size     int64           // bytes of the file once the queue is written
-	reserved int64           // bytes allocated on disk
+	dirs     map[string]*os.File // directories whose entries the queue relies on
+	tickets  uint64              // batches begun
+	size     int64               // bytes of the file once the queue is written
+	reserved int64               // bytes allocated on disk
 
 	// flushMu is held while a batch is written: whoever gets it next finds
 	// its own record written already, or writes everything queued by then.
@@ -37,7 +37,10 @@ type metaLog struct {
 	failed atomic.Pointer[error] // sticky: after a failed write or fsync nothing is known about the file's tail
 }
 
-const reserveStep = 64 << 10
+const (
+	reserveStep = 64 << 10
+	reserveKept = 32 << 10 // not used by records that only take room
+)
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -74,7 +77,7 @@ type replayed struct {
 }
 
 // replay calls each for every record of the file. Damage before the last good line is skipped and reported, so
-// that one bad sector does not hide the archives after it.
+// that one bad sector does not hide the archives after it. One flipped bit costs no record, wherever it is.
 func replay(path string, logger *slog.Logger, each func(record []byte) error) (found replayed, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -86,6 +89,19 @@ func replay(path string, logger *slog.Logger, each func(record []byte) error) (f
 	var off, good int64 // start of this line, end of the last good one
 	whole := false      // a bad line since then has its line feed
 	var long []byte     // the beginning of a line that exceeds the buffer
+	var bad []byte      // what lies between good and off, as far as it may be made whole again
+	unflipped := func() (bool, error) {
+		records := unflip(bad)
+		for _, r := range records {
+			if err := each(r); err != nil {
+				return false, fmt.Errorf("%s at %d: %w", path, good, err)
+			}
+		}
+		if len(records) > 0 {
+			logger.Error("one flipped bit undone", "file", path, "offset", good, "bytes", off-good)
+		}
+		return len(records) > 0, nil
+	}
 	for {
 		line, err := br.ReadSlice('\n')
 		if err == bufio.ErrBufferFull {
@@ -101,28 +117,54 @@ func replay(path string, logger *slog.Logger, each func(record []byte) error) (f
 		}
 		if err == io.EOF {
 			off += int64(len(line))
+			bad = append(bad, line[:min(len(line), maxUnflip+1)]...)
 			break
 		}
 		if rec, ok := parseLine(line[:len(line)-1]); ok {
 			if off > good {
 				damaged = true
-				logger.Error("damaged record skipped", "file", path, "offset", good, "bytes", off-good)
+				if ok, err := unflipped(); err != nil {
+					return found, err
+				} else if !ok {
+					logger.Error("damaged record skipped", "file", path, "offset", good, "bytes", off-good)
+				}
 			}
 			if err := each(rec); err != nil {
 				return found, fmt.Errorf("%s at %d: %w", path, off, err)
 			}
 			good = off + int64(len(line))
-			whole = false
+			whole, bad = false, bad[:0]
 		} else {
 			whole = true
+			if len(bad) <= maxUnflip {
+				bad = append(bad, line[:min(len(line), maxUnflip+1)]...)
+			}
 		}
 		off += int64(len(line))
+	}
+	if ok, err := unflipped(); err != nil {
+		return found, err
+	} else if ok {
+		return replayed{damaged: true, good: off}, nil
 	}
 	if whole {
 		logger.Error("damaged record skipped", "file", path, "offset", good, "bytes", off-good)
 		return replayed{damaged: true, good: off}, nil
 	}
 	return replayed{damaged: damaged, torn: off - good, good: good}, nil
+}
+
+// settleLog sees to it that what is read of a log is on the disk: a killed process may have written more than it synced, and after a
+// failed fsync the kernel goes on to show what it did not write. Repetitions of what is in the log are acknowledged without another write.
+func (s *Store) settleLog(path string) error {
+	if s.noSync {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), forget(f), f.Close())
 }
 
 // openLog opens an existing file for appending.
@@ -136,35 +178,44 @@ func openLog(path string, sync bool) (*metaLog, error) {
 		f.Close()
 		return nil, err
 	}
-	if err := f.Truncate(size); err != nil { // gives back what a killed process had reserved
-		f.Close()
-		return nil, err
+	l := &metaLog{f: f, sync: sync, dirs: map[string]*os.File{}, tickets: 1, size: size, reserved: size}
+	for n := int64(reserveStep); n >= 4<<10; n /= 2 { // on a full disk, what an earlier process left
+		if reserve(f, size, n) == nil {
+			l.reserved += n
+			break
+		}
 	}
-	return &metaLog{f: f, sync: sync, dirs: map[string]bool{}, tickets: 1, size: size, reserved: size}, nil
+	return l, nil
 }
 
 // enqueue adds a record to the next batch and returns the ticket to wait on.
-// dir, when not empty, is a directory to be synced before the record is written.
-// It fails, without effect, when the disk has no room or the log is broken.
-func (l *metaLog) enqueue(record []byte, dir string) (uint64, error) {
+// dir, when not empty, is a directory to be synced before the record is written. keep is how much of what is
+// reserved has to remain on a full disk, for records that give room back.
+// It fails, without effect, when the disk has no room, the directory cannot be opened or the log is broken.
+func (l *metaLog) enqueue(record []byte, dir string, keep int64) (uint64, error) {
 	if err := l.broken(); err != nil {
 		return 0, err
 	}
 	l.qmu.Lock()
 	defer l.qmu.Unlock()
 	need := l.size + int64(len(record)) + 10
-	if need > l.reserved {
+	if need+reserveKept > l.reserved {
 		to := need + reserveStep
-		if err := reserve(l.f, l.reserved, to-l.reserved); err != nil {
+		if err := reserve(l.f, l.reserved, to-l.reserved); err == nil {
+			l.reserved = to
+		} else if need+keep > l.reserved {
 			return 0, err
 		}
-		l.reserved = to
+	}
+	if dir != "" && l.sync && l.dirs[dir] == nil {
+		f, err := os.Open(dir)
+		if err != nil {
+			return 0, err
+		}
+		l.dirs[dir] = f
 	}
 	l.queue = appendLine(l.queue, record)
 	l.size = need
-	if dir != "" {
-		l.dirs[dir] = true
-	}
 	return l.tickets, nil
 }
 
@@ -180,7 +231,7 @@ func (l *metaLog) wait(ticket uint64) error {
 	}
 	l.qmu.Lock()
 	batch, dirs, upto := l.queue, l.dirs, l.tickets
-	l.queue, l.dirs = nil, map[string]bool{}
+	l.queue, l.dirs = nil, map[string]*os.File{}
 	l.tickets++
 	l.qmu.Unlock()
 
@@ -205,13 +256,13 @@ func (l *metaLog) barrier() error {
 	return l.wait(t)
 }
 
-func (l *metaLog) write(batch []byte, dirs map[string]bool) error {
-	if l.sync {
-		for d := range dirs {
-			if err := syncDir(d); err != nil {
-				return err
-			}
-		}
+func (l *metaLog) write(batch []byte, dirs map[string]*os.File) error {
+	var err error
+	for _, d := range dirs {
+		err = errors.Join(err, d.Sync(), d.Close())
+	}
+	if err != nil {
+		return err
 	}
 	if _, err := l.f.Write(batch); err != nil {
 		return err
@@ -230,18 +281,18 @@ func (l *metaLog) broken() error {
 	return nil
 }
 
-// close writes what is queued and gives back reserved space.
+// close writes what is queued. What is reserved stays so: the disk may be full when the file is opened again.
 func (l *metaLog) close() error {
 	l.qmu.Lock()
-	t, n := l.tickets, l.size
+	t := l.tickets
 	pending := len(l.queue) > 0
 	l.qmu.Unlock()
 	var err error
 	if pending {
 		err = l.wait(t)
 	}
-	if err == nil && l.broken() == nil {
-		err = l.f.Truncate(n)
+	for _, d := range l.dirs { // of a broken log
+		d.Close()
 	}
 	return errors.Join(err, l.f.Close())
 }

@@ -199,9 +199,6 @@ func (s *Store) uploadPart(r *request) error {
 		v.mu.Unlock()
 	}
 	if err != nil {
-		if p.overlay != "" {
-			removeData(v.archivePath(u.shard, u.archive) + p.overlay)
-		}
 		return err
 	}
 	r.header("X-Cas-Sha256-Tree-Hash", p.tree.String())
@@ -268,37 +265,45 @@ func (v *vault) writeInPlace(u *upload, w *inPlace, off int64, body io.Reader, s
 }
 
 // acknowledge records a part whose bytes are on disk; w wrote them when they
-// are in the archive's own file.
+// are in the archive's own file. A file of the part's own is removed if there is no record of it.
 func (v *vault) acknowledge(u *upload, w *inPlace, p part) error {
-	path := v.archivePath(u.shard, u.archive)
+	remove := func(overlay string) {
+		if overlay == "" {
+			return
+		}
+		if err := removeData(v.archivePath(u.shard, u.archive) + overlay); err != nil {
+			v.s.logger.Warn("part not removed", "vault", v.name, "upload", u.id, "error", err)
+		}
+	}
 	u.data.RLock() // against Complete writing over what is acknowledged here
 	v.mu.Lock()
 	defer u.data.RUnlock()
 	u.release(p.off, w)
 	if v.uploads[u.id] != u || u.done != 0 || w != nil && w.void {
 		v.mu.Unlock()
+		remove(p.overlay)
 		return noUpload(u.id)
 	}
 	old := u.parts[p.off]
 	if p.overlay != "" && old.size == p.size && old.tree == p.tree {
 		// The same bytes again, the usual case of a lost reply.
 		v.mu.Unlock()
-		if err := v.log.barrier(); err != nil {
-			return err
-		}
-		return removeData(path + p.overlay)
+		remove(p.overlay)
+		return v.log.barrier()
 	}
 	t, err := v.commitLocked(&record{
 		Type: "part", Upload: u.id, Off: p.off, Size: p.size, Tree: p.tree, Overlay: p.overlay,
 	}, v.shardDir(u.shard))
 	v.mu.Unlock()
-	if err == nil {
-		err = v.log.wait(t)
+	if err != nil {
+		remove(p.overlay)
+		return err
 	}
-	if err == nil && old.overlay != "" {
-		err = removeData(path + old.overlay)
+	if err := v.log.wait(t); err != nil {
+		return err // the record may be on disk all the same
 	}
-	return err
+	remove(old.overlay)
+	return nil
 }
 
 func (s *Store) abortUpload(r *request) error {

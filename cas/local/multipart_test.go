@@ -383,18 +383,70 @@ func TestDamagedLeaves(t *testing.T) {
 	c.refused(500, "ServiceUnavailableException", c.complete("v", u, len(b), naiveTree(b)))
 }
 
-// A lost leaf file costs a read, not the hash.
-func TestLostLeaves(t *testing.T) {
+// TestOverlayStays: the file of a part that was sent again is not removed once its record is made, whatever fails then.
+func TestOverlayStays(t *testing.T) {
 	c := open(t, Options{})
 	c.create("v")
-	b := pattern(4 << 20)
-	id := c.upload("v", b, "")
+	u := c.initiate("v", 1<<20)
+	old, b := pattern(1<<20), make([]byte, 1<<20)
+	b[0] = 1
+	c.must(204, c.part("v", u, 0, old))
+	old[0] = 7
+	c.must(204, c.part("v", u, 0, old))
 	v, _ := c.s.vault("v")
-	if err := os.Remove(v.archivePath(0, id) + ".tree"); err != nil {
+	up := v.uploads[u]
+	path := v.archivePath(up.shard, up.archive)
+	// A directory with something in it: the file of the second part cannot be removed.
+	second := path + up.parts[0].overlay
+	if err := os.Remove(second); err != nil {
 		t.Fatal(err)
 	}
-	r := c.output("v", c.retrieve("v", id), "bytes=2097152-4194303")
-	if r.Header.Get("x-cas-sha256-tree-hash") != naiveTree(b[2<<20:]) {
-		t.Error("hash differs")
+	if err := os.MkdirAll(second+"/x", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c.part("v", u, 0, b)
+	c.must(204, c.part("v", u, 0, b))
+	id := c.must(201, c.complete("v", u, 1<<20, naiveTree(b))).Header.Get("x-cas-archive-id")
+	if r := c.output("v", c.retrieve("v", id), ""); !bytes.Equal(r.body, b) {
+		t.Error("differs")
+	}
+}
+
+// TestOverlayOfBrokenLog: a part whose record may have reached the disk keeps its file.
+func TestOverlayOfBrokenLog(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, Options{Dir: dir})
+	c.create("v")
+	u := c.initiate("v", 1<<20)
+	b := pattern(1 << 20)
+	c.must(204, c.part("v", u, 0, make([]byte, 1<<20)))
+	v, _ := c.s.vault("v")
+	// The record is written, and then the sync fails.
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	log := v.log.f
+	v.log.f = w
+	v.log.reserved += 1 << 20
+	c.refused(500, "ServiceUnavailableException", c.part("v", u, 0, b))
+	w.Close()
+	rec, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.log.f = log
+	if err := log.Truncate(v.log.size - int64(len(rec))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := log.Write(rec); err != nil {
+		t.Fatal(err)
+	}
+	c.s.Close()
+	c = reopen(t, c.c, Options{Dir: dir})
+	id := c.must(201, c.complete("v", u, 1<<20, naiveTree(b))).Header.Get("x-cas-archive-id")
+	if r := c.output("v", c.retrieve("v", id), ""); !bytes.Equal(r.body, b) {
+		t.Error("differs")
 	}
 }

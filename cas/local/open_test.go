@@ -58,6 +58,44 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
+// TestDamagedCredentials: the account of a store with vaults is not replaced because one line of its file cannot be read.
+func TestDamagedCredentials(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, Options{Dir: dir})
+	c.create("v")
+	creds := c.s.Credentials()
+	if err := c.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "credentials")
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range [][]byte{
+		bytes.Replace(good, []byte("secretid"), []byte("sebretid"), 1), bytes.Replace(good, []byte("appid ="), []byte("appid -"), 1), {}, good[:len(good)-45],
+	} {
+		if err := os.WriteFile(path, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := Open(Options{Dir: dir}); err == nil {
+			t.Errorf("opened with %v, was %v, from %q", s.Credentials(), creds, bad)
+			s.Close()
+		} else if !strings.Contains(err.Error(), "Put a copy of it back") {
+			t.Error(err)
+		}
+		if b, err := os.ReadFile(path); err != nil || !bytes.Equal(b, bad) {
+			t.Errorf("changed: %q, %v", b, err)
+		}
+	}
+	if err := os.WriteFile(path, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s := mustOpen(t, Options{Dir: dir}); s.Credentials() != creds {
+		t.Error("another account")
+	}
+}
+
 // Everything is there after a restart, also when the log has been compacted.
 func TestReopen(t *testing.T) {
 	for _, rewrite := range []bool{false, true} {
@@ -80,7 +118,7 @@ func TestReopen(t *testing.T) {
 		if rewrite {
 			for range 2000 { // enough history to be worth a rewrite
 				v, _ := c.s.vault("v")
-				v.log.enqueue((&record{Type: "notify"}).encode(), "")
+				v.log.enqueue((&record{Type: "notify"}).encode(), "", 0)
 			}
 		}
 		dir := c.s.dir
@@ -172,6 +210,10 @@ func TestDamagedLog(t *testing.T) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
+		// As after a crash: how far the log was is not known.
+		if err := os.Remove(filepath.Join(dir, "mark")); err != nil {
+			t.Fatal(err)
+		}
 		s, err := Open(Options{Dir: dir, Now: c.c.now})
 		if err != nil {
 			t.Fatal(err)
@@ -188,9 +230,9 @@ func TestDamagedLog(t *testing.T) {
 		return err == nil
 	}
 	flip := bytes.Clone(whole)
-	flip[len(lines[0])+20] ^= 1 // the first archive's record
+	copy(flip[len(lines[0])+20:], "\x00\x00") // in the first archive's record
 	if n := reopen(flip); n != 2 || !file(ids[0]) {
-		t.Errorf("after a bit flip: %d archives", n)
+		t.Errorf("after damage: %d archives", n)
 	}
 	// Not even later is a file removed that the lost record may have explained.
 	if n := reopen(whole[:len(lines[0])+len(lines[1])]); n != 1 || !file(ids[2]) {
@@ -204,9 +246,9 @@ func TestDamagedLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	last := bytes.Clone(whole)
-	last[len(last)-20] ^= 1 // the last archive's record, complete but for one bit
+	copy(last[len(last)-20:], "\x00\x00") // in the last archive's record, which has its line feed
 	if n := reopen(last); n != 2 || !file(ids[2]) {
-		t.Errorf("after a bit flip in the last record: %d archives", n)
+		t.Errorf("after damage in the last record: %d archives", n)
 	}
 	copies, _ = filepath.Glob(path + ".damaged-*")
 	if len(copies) != 1 {
@@ -277,6 +319,25 @@ func TestBrokenLog(t *testing.T) {
 	if got := files(t, c); len(got) != 1 || got[0] != id {
 		t.Errorf("%v", got)
 	}
+}
+
+// TestRepeatedCompleteOfBrokenLog: a Complete that waited for one whose record could not be written does not succeed either.
+func TestRepeatedCompleteOfBrokenLog(t *testing.T) {
+	c := open(t, Options{})
+	c.create("v")
+	b := pattern(1 << 20)
+	upload := c.initiate("v", 1<<20)
+	c.must(204, c.part("v", upload, 0, b))
+	v, _ := c.s.vault("v")
+	u := v.uploads[upload]
+	tree := u.parts[0].tree
+	v.log.f.Close()
+	for i := range 2 { // past the look at the log that requests begin with
+		if id, err := v.complete(u, 1<<20, tree); err == nil {
+			t.Errorf("Complete %d: archive %.9s…, which is not in the log", i, id)
+		}
+	}
+	c.s.Close()
 }
 
 // The store may be in a directory of any name.

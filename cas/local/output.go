@@ -61,6 +61,10 @@ func (s *Store) jobOutput(r *request) error {
 		status = http.StatusPartialContent
 	}
 	f, err := os.Open(path)
+	if os.IsNotExist(err) {
+		s.logger.Error("the bytes of an output are lost", "vault", v.name, "job", j.ID, "error", err)
+		return noJob(j.ID)
+	}
 	if err != nil {
 		return err
 	}
@@ -71,7 +75,7 @@ func (s *Store) jobOutput(r *request) error {
 		return fmt.Errorf("%s has %d bytes instead of %d", path, st.Size(), base+size)
 	}
 	if j.Type == "archive-retrieval" && !j.RangeTree.isZero() && treeAligned(base+first, base+last, j.Size) {
-		tree, err := v.rangeTree(a, base+first, base+last)
+		tree, err := v.rangeTree(a, base+first, base+last, j)
 		if err != nil {
 			return err
 		}

@@ -52,6 +52,18 @@ func (r *record) encode() []byte {
 	return b
 }
 
+// keeps is how much of the room reserved for the log the record leaves on a full disk: deleting works to the last, and
+// something can still be fetched when nothing is taken any more.
+func (r *record) keeps() int64 {
+	switch r.Type {
+	case "del", "abort", "gone":
+		return 0
+	case "job", "end", "told":
+		return reserveKept / 2
+	}
+	return reserveKept
+}
+
 // Times are kept and compared in Unix milliseconds, what the wire carries.
 
 func millis(t time.Time) int64 { return t.UnixMilli() }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 )
 
@@ -26,7 +27,7 @@ type vault struct {
 	dir     string
 	created int64
 	log     *metaLog
-	damaged bool // the log had bad records: nothing unknown is collected
+	damaged bool // the log has lost records: nothing unknown is collected
 
 	mu       sync.Mutex
 	gone     bool // deleted
@@ -76,6 +77,9 @@ func (s *Store) qcs(name string) string {
 func loadVault(s *Store, dir string) (*vault, error) {
 	v := newVault(s, dir)
 	path := filepath.Join(dir, "log")
+	if err := s.settleLog(path); err != nil {
+		return nil, err
+	}
 	lines := 0
 	found, err := replay(path, s.logger, func(b []byte) error {
 		var r record
@@ -101,7 +105,11 @@ func loadVault(s *Store, dir string) (*vault, error) {
 	case vaultDir(v.name) != filepath.Base(dir):
 		return nil, fmt.Errorf("%s is the log of the vault %s, whose directory is %s", path, v.name, vaultDir(v.name))
 	}
-	if found.torn > 0 {
+	if s.marks[filepath.Base(dir)].behind(v) {
+		s.logger.Error("a log has lost its end, or is an older copy; files it does not know are kept", "vault", v.name, "file", path, "record", v.seq)
+		damaged = true
+	}
+	if found.torn > 0 && !damaged {
 		s.logger.Warn("torn tail removed", "file", path, "offset", found.good, "bytes", found.torn)
 		if err := os.Truncate(path, found.good); err != nil {
 			return nil, err
@@ -113,7 +121,10 @@ func loadVault(s *Store, dir string) (*vault, error) {
 	}
 	v.damaged = damaged || len(copies) > 0
 	if err := v.compact(path, lines, damaged); err != nil {
-		return nil, err
+		if damaged {
+			return nil, err
+		}
+		s.logger.Warn("log not made shorter", "file", path, "error", err) // it is as good as before
 	}
 	if v.log, err = openLog(path, !s.noSync); err != nil {
 		return nil, err
@@ -126,7 +137,7 @@ func loadVault(s *Store, dir string) (*vault, error) {
 // directory whose new entries the record relies on.
 func (v *vault) commitLocked(r *record, dir string) (uint64, error) {
 	r.Seq = v.seq + 1
-	t, err := v.log.enqueue(r.encode(), dir)
+	t, err := v.log.enqueue(r.encode(), dir, r.keeps())
 	if err != nil {
 		return 0, err
 	}
@@ -237,11 +248,13 @@ func (s *Store) makeVault(name string) (*vault, error) {
 	if err := os.Rename(tmp, v.dir); err != nil {
 		return nil, err
 	}
-	if err := s.syncDir(filepath.Dir(v.dir)); err != nil {
-		return nil, err
+	if err = s.syncDir(filepath.Dir(v.dir)); err == nil {
+		v.log, err = openLog(filepath.Join(v.dir, "log"), !s.noSync)
 	}
-	v.log, err = openLog(filepath.Join(v.dir, "log"), !s.noSync)
-	return v, err
+	if err != nil { // else the directory would be in the way of the next attempt
+		return nil, errors.Join(err, os.Rename(v.dir, tmp))
+	}
+	return v, nil
 }
 
 func (s *Store) deleteVault(r *request) error {
@@ -251,9 +264,18 @@ func (s *Store) deleteVault(r *request) error {
 	if err != nil {
 		return err
 	}
+	files, err := v.keptAside()
+	if err != nil {
+		return err
+	}
 	v.mu.Lock()
 	now := s.nowMillis()
-	open := 0
+	open, unknown := 0, 0
+	for _, f := range files {
+		if id, _, _ := strings.Cut(f, "."); v.archives[id] == nil {
+			unknown++
+		}
+	}
 	for _, u := range v.uploads {
 		if u.open(now, s.uploadLife) {
 			open++
@@ -264,6 +286,9 @@ func (s *Store) deleteVault(r *request) error {
 		err = badRequest("vault is not empty, only empty vault can be delete")
 	case open > 0 || v.writers > 0:
 		err = badRequest("vault is not empty, an archive is being uploaded to it")
+	case unknown > 0:
+		err = badRequest("vault is not empty, its log has lost records: %d files in %s are of archives that it does not know. "+
+			"When none of them is needed, remove log.damaged-* there first", unknown, v.dir)
 	default:
 		v.gone = true
 		for _, j := range v.jobs {
@@ -294,6 +319,20 @@ func (s *Store) deleteVault(r *request) error {
 	return nil
 }
 
+// keptAside returns the files below archives/ when the log has lost records: what it does not know may be archives.
+func (v *vault) keptAside() (files []string, err error) {
+	copies, err := withPrefix(v.dir, "log.damaged-")
+	if err != nil || len(copies) == 0 {
+		return nil, err
+	}
+	shards, err := dirNames(filepath.Join(v.dir, "archives"))
+	for _, d := range shards {
+		names, e := dirNames(filepath.Join(v.dir, "archives", d))
+		files, err = append(files, names...), errors.Join(err, e)
+	}
+	return files, err
+}
+
 // vaultJSON is the wire form of a vault.
 type vaultJSON struct {
 	CreationDate      string
@@ -315,10 +354,10 @@ func (v *vault) describe(now int64) vaultJSON {
 	}
 	count, size := v.count, v.bytes
 	if !live {
-		if v.snap.at != at {
+		if now := v.s.nowMillis(); v.snap.at != at {
 			v.snap = snapshot{at: at}
 			for _, a := range v.order {
-				if a.listedAt(at) {
+				if a.listedAt(at, now) {
 					v.snap.count++
 					v.snap.bytes += a.size
 				}
@@ -345,9 +384,11 @@ func (v *vault) stockTaking(now int64) (at int64, live bool) {
 	return v.created + n*age, false
 }
 
-// listedAt reports whether the archive existed at the given moment.
-func (a *archive) listedAt(at int64) bool {
-	return a.created <= at && (a.deleted == 0 || a.deleted > at)
+// listedAt reports whether the archive existed at the given moment. What was made or deleted later than now, by a clock that has
+// been put back since, counts as before.
+func (a *archive) listedAt(at, now int64) bool {
+	before := func(t int64) bool { return t <= at || t > now }
+	return before(a.created) && (a.deleted == 0 || !before(a.deleted))
 }
 
 func (s *Store) describeVault(r *request) error {
