@@ -209,6 +209,22 @@ func BenchmarkMillion(b *testing.B) {
 			b.StartTimer()
 		}
 	})
+	b.Run("pins", func(b *testing.B) { // written by a program that did not index pins
+		for range b.N {
+			b.StopTimer()
+			reopen(b)
+			update(b, c, func(tx *Tx) error { return tx.PutMeta(metaPins, nil) })
+			closing()
+			reopen(b)
+			b.StartTimer()
+			if made, err := c.IndexPins(context.Background()); !made || err != nil {
+				b.Fatal(made, err)
+			}
+			b.StopTimer()
+			closing()
+			b.StartTimer()
+		}
+	})
 	b.Run("open=rebuild", func(b *testing.B) {
 		for range b.N {
 			b.StopTimer()

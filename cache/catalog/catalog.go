@@ -48,8 +48,8 @@ type Options struct {
 	MinFree       int64  // refuse changes below this much free space; 0: DefaultMinFree
 	SnapshotEvery int64  // journal bytes between snapshots, at least (half the last snapshot's size if that is more); 0: 64 MiB
 	Logger        *slog.Logger
-	// NoCompaction is for tests on virtual time: badger's compactors wake every
-	// 50 ms, a million times in a night. A long-lived catalog needs them.
+	// NoCompaction is for tests on virtual time (badger's compactors wake every 50 ms, a million times in a night), and
+	// for filling a catalog whose index is removed, and so rebuilt, then. A long-lived catalog needs compaction.
 	NoCompaction bool
 
 	segmentSize int64         // tests: journal.Options.SegmentSize

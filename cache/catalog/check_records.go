@@ -205,6 +205,12 @@ func (l *looker) rest() error {
 			return err
 		}
 	}
+	if err := l.strays(tPin, func(tx *Tx, key []byte) (bool, error) {
+		i, err := tx.Inode(num(key, 0))
+		return err == nil && i.Pinned, missing(err)
+	}); err != nil {
+		return err
+	}
 	return l.strays(tVaultName, func(tx *Tx, key []byte) (bool, error) {
 		ino, err := load(tx, key, decodeNumber)
 		if err != nil {

@@ -264,6 +264,9 @@ func (l *looker) entry(d Dirent, err error) error {
 
 // inode checks what an inode says of itself.
 func (l *looker) inode(i *Inode, names uint32, up uint64, kids, subdirs int64) error {
+	if err := l.indexed(pinKey(i), key1(tInode, i.Ino), "pinned inode %d", i.Ino); err != nil {
+		return err
+	}
 	orphan, err := l.tx.has(key1(tOrphan, i.Ino))
 	if err != nil {
 		return err

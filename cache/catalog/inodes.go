@@ -23,6 +23,9 @@ func (tx *Tx) PutInode(i Inode) error {
 	}
 	tx.countInode(old, -1)
 	tx.countInode(&i, 1)
+	if err := tx.move(pinKey(old), pinKey(&i)); err != nil {
+		return err
+	}
 	return tx.put(key, encodeInode(key, &i))
 }
 
@@ -30,6 +33,9 @@ func (tx *Tx) PutInode(i Inode) error {
 func (tx *Tx) putNewInode(i *Inode) error {
 	key := key1(tInode, i.Ino)
 	tx.countInode(i, 1)
+	if err := tx.move(nil, pinKey(i)); err != nil {
+		return err
+	}
 	return tx.put(key, encodeInode(key, i))
 }
 
@@ -41,6 +47,9 @@ func (tx *Tx) DeleteInode(ino uint64) error {
 		return err
 	}
 	tx.countInode(old, -1)
+	if err := tx.move(pinKey(old), nil); err != nil {
+		return err
+	}
 	names, err := tx.Xattrs(ino)
 	if err != nil {
 		return err

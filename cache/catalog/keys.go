@@ -11,6 +11,7 @@ import (
 //
 //	table  key                          value           what it holds                    if lost
 //	i      ino                          Inode           file system objects              rebuilt from the journal
+//	k      ino                          –               index: pinned inodes             from i; see pins.go
 //	d      parent, name                 ino cookie type a directory's names              rebuilt from the journal; e has the same
 //	e      parent, cookie               ino type name   the same in listing order        as d
 //	p      ino, parent, cookie          –               index: the names of an inode     from e
@@ -33,6 +34,7 @@ import (
 //	                                                    sequence applied, counts         missing means rebuild
 const (
 	tInode     = 'i'
+	tPin       = 'k'
 	tName      = 'd'
 	tEntry     = 'e'
 	tParent    = 'p'
@@ -101,6 +103,13 @@ func keyString(table byte, name string) []byte {
 }
 
 // The keys of index entries; nil where a record has none.
+
+func pinKey(i *Inode) []byte {
+	if i == nil || !i.Pinned {
+		return nil
+	}
+	return key1(tPin, i.Ino)
+}
 
 func stagedKey(v *Version) []byte {
 	if v == nil || v.State != Staged && v.State != Uploading {

@@ -322,10 +322,10 @@ func (c *Catalog) finish(complete bool) error {
 		}
 		_, err = c.Update(func(tx *Tx) error {
 			now := time.Now().UnixNano()
-			return tx.PutInode(Inode{
+			return errors.Join(tx.PutInode(Inode{
 				Ino: RootIno, Parent: RootIno, Mode: sIFDIR | 0o755, UID: uint32(os.Getuid()), GID: uint32(os.Getgid()),
 				Nlink: 2, Atime: now, Mtime: now, Ctime: now, Btime: now,
-			})
+			}), tx.PutMeta(metaPins, pinsKept))
 		})
 	}
 	if err != nil {

@@ -87,7 +87,7 @@ type Archive struct {
 	Description string
 	Intent      string // of the upload that made it, "" for foreign ones
 	State       ArchiveState
-	Deadline    int64  // Trash: when deleting costs nothing
+	Deadline    int64  // Trash: when deleting costs nothing; negative: it may have been asked for already
 	Ino, V      uint64 // the version that uses it (small-file packing will use more than one)
 	Misses      int    // consecutive inventories that should have listed it
 	Confirmed   int64  // date of the last inventory that listed it

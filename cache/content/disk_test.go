@@ -28,7 +28,7 @@ func fill(t testing.TB, dir string, leave int64) string {
 // cleanly, keep what was written, and go on when somebody made room.
 func TestRealFullDisk(t *testing.T) {
 	dir := smallDisk(t, "16m")
-	s, err := Open(Options{StateDir: dir, StagingLimit: 1 << 40, CacheLimit: 1 << 40, MinFree: -1, StagingWait: 300 * time.Millisecond})
+	s, err := Open(Options{StateDir: dir, StagingLimit: 1 << 40, CacheLimit: 1 << 40, MinFree: -1, StagingWait: 3 * time.Second})
 	must(t, err)
 	defer s.Close()
 	f := staged(t, s, 1, random(4*mib, 1))

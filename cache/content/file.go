@@ -207,6 +207,22 @@ func (o *open) sync(step string, fn func(fd int) error) error {
 	return err
 }
 
+// OpenElsewhere reports whether somebody has the local file open apart from this store: the kernel does for each handle that
+// it serves from the file itself, and as long as such a handle is mapped.
+func (f *File) OpenElsewhere() bool {
+	if f.enter() != nil {
+		return false
+	}
+	defer f.leave()
+	fd := uintptr(f.o.fdNow())
+	// A write lease is given only to who is alone with the file (fcntl(2)). Who opens it now waits until it is given back.
+	if _, err := unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		return err == unix.EAGAIN
+	}
+	unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_UNLCK)
+	return false
+}
+
 // Size, Allocated and Mtime are fstat's.
 func (f *File) Size() (int64, error) {
 	st, err := f.stat()

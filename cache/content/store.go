@@ -302,6 +302,7 @@ func (s *Store) release(o *open) {
 	}
 	n := o.n
 	n.open = nil
+	gone := n.gone // who removes it from here on has an open of his own, and gives back what it held
 	s.mu.Unlock()
 	for _, fd := range append(o.old, int(o.fd.Load())) {
 		if fd >= 0 {
@@ -309,7 +310,7 @@ func (s *Store) release(o *open) {
 		}
 	}
 	s.mu.Lock()
-	if n.gone {
+	if gone {
 		s.doomed--
 		s.unchargeLocked(n, n.total())
 	}

@@ -6,13 +6,14 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/casfs/casfs/internal/noise"
 )
 
 var bg = context.Background()
@@ -85,10 +86,7 @@ func wantErr(t testing.TB, err, want error) {
 }
 
 func random(n int, seed uint64) []byte {
-	b := make([]byte, n)
-	src := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
-	src.Read(b)
-	return b
+	return noise.Bytes(n, seed)
 }
 
 func staged(t testing.TB, s *Store, id uint64, p []byte) *File {
@@ -357,5 +355,33 @@ func TestNothingVerifiedYet(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, "content", "*", "*")); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// A mapping counts, also when the descriptor it was made with is closed.
+func TestOpenElsewhere(t *testing.T) {
+	s := openStore(t, Options{})
+	f := staged(t, s, 1, make([]byte, 4096))
+	defer f.Close()
+	again, err := s.Open(1)
+	must(t, err)
+	defer again.Close()
+	want := func(what string, held bool) {
+		t.Helper()
+		if f.OpenElsewhere() != held {
+			t.Errorf("%s: %v", what, !held)
+		}
+	}
+	want("opened twice here", false)
+	for name, flags := range map[string]int{"a reader": os.O_RDONLY, "a writer": os.O_RDWR} {
+		other, err := os.OpenFile(s.path(inStaging, 1, ""), flags, 0)
+		must(t, err)
+		want(name, true)
+		m, err := unix.Mmap(int(other.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
+		must(t, err)
+		must(t, other.Close())
+		want(name+"'s mapping", true)
+		must(t, unix.Munmap(m))
+		want(name+" has gone", false)
 	}
 }

@@ -84,6 +84,12 @@ func (j *Journal) startLocked() {
 				j.running = nil
 				return
 			}
+			if j.cur == nil {
+				// The segment was full, and synced, and no other could be begun: nothing is left to sync.
+				close(q.done)
+				j.running = nil
+				return
+			}
 			j.startLocked()
 		}
 	}()

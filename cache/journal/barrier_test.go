@@ -188,3 +188,43 @@ func BenchmarkAppend(b *testing.B) {
 		}
 	}
 }
+
+// A full segment is synced before the next is begun. When that cannot be, nothing is left for a barrier that waits for its turn.
+func TestBarrierWhenNoSegmentCanBeBegun(t *testing.T) {
+	j := open(t, t.TempDir())
+	appendN(t, j, 1)
+	g := newGate(j)
+	done := make(chan error, 2)
+	barrier := func(seq uint64) { go func() { done <- j.Barrier(context.Background(), seq) }() }
+	barrier(1)
+	<-g.entered
+	appendN(t, j, 1)
+	barrier(2)
+	for queued := false; !queued; {
+		j.mu.Lock()
+		queued = j.queued != nil
+		j.mu.Unlock()
+	}
+	full := errors.New("no room")
+	j.mu.Lock()
+	j.segmentSize = 1
+	write := j.write
+	j.fsync = fdatasync
+	j.write = func(*os.File, []byte, int64) (int, error) { return 0, full }
+	j.mu.Unlock()
+	if _, err := j.Append([][]Op{{{Key: []byte("k"), Value: []byte("v")}}}); !errors.Is(err, full) {
+		t.Fatal(err)
+	}
+	j.mu.Lock()
+	j.write = write
+	j.mu.Unlock()
+	g.leave <- nil
+	for range 2 {
+		must(t, <-done)
+	}
+	if j.Durable() != 2 {
+		t.Errorf("Durable() = %d, want 2", j.Durable())
+	}
+	appendN(t, j, 1)
+	must(t, j.Barrier(context.Background(), 3))
+}
