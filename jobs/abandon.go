@@ -65,13 +65,18 @@ func (e *Engine) cleanAbandoned(ctx context.Context) (next time.Time) {
 			continue
 		}
 		todo[intent] = a.ino
+		delete(u.abandoned, intent) // whoever abandons it from here on puts it there again
 	}
 	u.mu.Unlock()
 	for intent, ino := range todo {
 		if ctx.Err() != nil {
-			return next
+			u.mu.Lock()
+			u.abandoned[intent] = abandoned{ino: ino}
+			u.mu.Unlock()
+			continue
 		}
-		if err := e.cleanOne(ctx, intent); err != nil {
+		given, err := e.cleanOne(ctx, intent)
+		if err != nil {
 			e.log.Warn("cleaning up an abandoned upload", "ino", ino, "intent", intent, "err", err)
 			at := time.Now().Add(abandonedRetry)
 			u.mu.Lock()
@@ -82,26 +87,27 @@ func (e *Engine) cleanAbandoned(ctx context.Context) (next time.Time) {
 			}
 			continue
 		}
-		u.mu.Lock()
-		delete(u.abandoned, intent)
-		u.mu.Unlock()
-		u.dropIntent(ino, intent)
+		if given {
+			u.dropIntent(ino, intent)
+		}
 	}
 	return next
 }
 
-func (e *Engine) cleanOne(ctx context.Context, intent string) error {
+// cleanOne does it for one upload. given: it was given up indeed.
+func (e *Engine) cleanOne(ctx context.Context, intent string) (given bool, err error) {
 	var u catalog.Upload
-	err := e.catalog.View(func(tx *catalog.Tx) error {
+	// Not a View: abandonTx tells of it before its transaction is committed, or has failed, and this one comes after it.
+	_, err = e.catalog.Reclaim(func(tx *catalog.Tx) error {
 		var err error
 		u, err = tx.Upload(intent)
 		return err
 	})
-	if errors.Is(err, catalog.ErrNotExist) || err == nil && u.State != catalog.Abandoned {
-		return nil
+	if errors.Is(err, catalog.ErrNotExist) {
+		return true, nil
 	}
-	if err != nil {
-		return err
+	if err != nil || u.State != catalog.Abandoned {
+		return false, err
 	}
 	var made *catalog.Archive
 	if a, ok := e.up.getSent(intent); ok {
@@ -118,12 +124,12 @@ func (e *Engine) cleanOne(ctx context.Context, intent string) error {
 				u.Uncertain, abort = true, false
 			case errors.Is(err, cas.ErrInvalid), errors.Is(err, cas.ErrDigest):
 			default:
-				return err
+				return false, err
 			}
 		}
 		if abort {
 			if err := e.client.AbortUpload(ctx, u.VaultName, u.UploadID); err != nil && !errors.Is(err, cas.ErrNotFound) {
-				return err
+				return false, err
 			}
 		}
 	}
@@ -143,7 +149,7 @@ func (e *Engine) cleanOne(ctx context.Context, intent string) error {
 	if made != nil {
 		e.bin.kickTrash()
 	}
-	return err
+	return true, err
 }
 
 // inventoryLag is how far behind an inventory of the service may be.

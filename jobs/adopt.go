@@ -47,7 +47,7 @@ func covers(j cas.Job, rt *retrieval) bool {
 
 // applyLocked takes over what the service says of rt's job; it reports whether anything changed.
 func (r *recaller) applyLocked(rt *retrieval, j cas.Job, now time.Time) bool {
-	if rt.gone || rt.rec.State == catalog.Wanted || rt.rec.JobID != j.ID {
+	if rt.gone || rt.finishing || rt.rec.State == catalog.Wanted || rt.rec.JobID != j.ID {
 		return false
 	}
 	switch {
@@ -85,8 +85,10 @@ func (r *recaller) applyLocked(rt *retrieval, j cas.Job, now time.Time) bool {
 		r.tookLocked(j.Tier, completed.Sub(j.CreationDate))
 	}
 	rt.rec.State, rt.rec.ReadyAt, rt.rec.Expires = catalog.Ready, completed.UnixNano(), completed.Add(outputLife).UnixNano()
-	rt.rec.Error = ""
-	rt.cursor, rt.notBefore, rt.tries = rt.rec.Off, time.Time{}, 0
+	if rt.tries == 0 { // else it was wanted already, and was not there
+		rt.rec.Error = ""
+	}
+	rt.cursor = rt.rec.Off
 	r.ready = append(r.ready, rt)
 	rt.wake()
 	r.wakeFetchersLocked()
@@ -96,7 +98,14 @@ func (r *recaller) applyLocked(rt *retrieval, j cas.Job, now time.Time) bool {
 // unreadyLocked takes rt back to where no job is known.
 func (r *recaller) unreadyLocked(rt *retrieval) {
 	r.setJobLocked(rt, "")
-	rt.rec.State, rt.rec.Adopted, rt.listed = catalog.Wanted, false, false
+	rt.rec.State, rt.rec.Adopted, rt.listed, rt.tries = catalog.Wanted, false, false, 0
+	rt.crowded, rt.noRoom = false, 0
+	r.countLocked(rt)
+	r.unopenLocked(rt)
+}
+
+// unopenLocked has nothing fetched for rt until its output is ready again.
+func (r *recaller) unopenLocked(rt *retrieval) {
 	is := func(x *retrieval) bool { return x == rt }
 	r.ready = slices.DeleteFunc(r.ready, is)
 	r.active = slices.DeleteFunc(r.active, is)
@@ -122,6 +131,7 @@ func (r *recaller) expiredLocked(rt *retrieval, now time.Time) bool {
 	}
 	rt.rec.Error = "the job's output expired before it was fetched"
 	rt.notBefore = now
+	r.holdLocked(rt, true)
 	r.log.Warn("a job's output expired before it was fetched", "archive", rt.arc.ID, "job", rt.rec.JobID, "expired", rt.rec.Expired)
 	r.unreadyLocked(rt)
 	return true
@@ -129,7 +139,7 @@ func (r *recaller) expiredLocked(rt *retrieval, now time.Time) bool {
 
 // unreadLocked drops a streaming retrieval nobody reads any more.
 func (r *recaller) unreadLocked(rt *retrieval) {
-	r.waves.failedLocked(rt.key, errTooLarge)
+	r.waves.failedLocked(rt, errTooLarge)
 	r.removeLocked(rt)
 }
 
@@ -175,7 +185,8 @@ func (r *recaller) adoptLocked(rt *retrieval, now time.Time) bool {
 	if !j.CreationDate.IsZero() {
 		rt.rec.AskedAt = min(j.CreationDate.UnixNano(), now.UnixNano()) // the service's clock may be ahead
 	}
-	rt.tries = 0
+	rt.tries, rt.notBefore = 0, time.Time{}
+	r.holdLocked(rt, false)
 	if own {
 		rt.rec.Attempts++
 	} else {

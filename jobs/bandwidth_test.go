@@ -114,6 +114,7 @@ func wireRig(t testing.TB, change func(*Options)) (*rig, *wire) {
 
 // All uploads together send as fast as --bwlimit-up says: single ones, parts and streams.
 func TestBandwidthUp(t *testing.T) {
+	t.Parallel()
 	const limit = 1 << 20
 	inBubble(t, func(t *testing.T) {
 		r, w := wireRig(t, func(o *Options) { o.BandwidthUp, o.virtualTime, o.StreamAbove = limit, true, 24<<20 })

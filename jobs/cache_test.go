@@ -70,6 +70,7 @@ func TestEvictRefuses(t *testing.T) {
 }
 
 func TestCacheLimitHoldsAndStubsStay(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize, o.Tier = 64<<20, "expedited" })
 		const size = 6 << 20
@@ -158,7 +159,7 @@ func TestManySmallFilesFitTheCache(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) {
-			o.CacheSize, o.Tier, o.PollMin = 8<<20, "expedited", 20*time.Second
+			o.CacheSize, o.Tier, o.PollMin = 8<<20, "expedited", time.Minute
 		})
 		inos := r.coldFiles(150, 100<<10)
 		for i, ino := range inos {
@@ -225,6 +226,7 @@ func TestFileLargerThanTheCacheStreams(t *testing.T) {
 }
 
 func TestOutputsFlowWhileTheCacheIsCrowded(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 16 << 20 })
 		const size = 5 << 20
@@ -239,6 +241,7 @@ func TestOutputsFlowWhileTheCacheIsCrowded(t *testing.T) {
 }
 
 func TestBandwidthDown(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.BandwidthDown, o.Tier = 1<<20, "expedited" })
 		ino, data := r.coldFile("f", 100<<20)
@@ -257,6 +260,7 @@ func TestBandwidthDown(t *testing.T) {
 }
 
 func TestReadersNeverSeeDroppedRanges(t *testing.T) {
+	t.Parallel()
 	// A small cache, many readers, files coming and going: every byte is right.
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize, o.Tier = 16<<20, "expedited" })

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/casfs/casfs/cache/catalog"
@@ -19,18 +20,18 @@ var readPoints = []string{
 }
 
 // readFiles are what the vault holds: one archive in several pieces, two archives, and two for an explicit recall.
-func readFiles() map[string][]byte {
+var readFiles = sync.OnceValue(func() map[string][]byte {
 	return map[string][]byte{
 		"big": pattern(5<<20+3, 1), "segs": pattern(9<<20, 2), "more1": pattern(1000, 3), "more2": pattern(3<<20, 4),
 	}
-}
+})
 
 const readArchives = 1 + 2 + 2
 
 // readOptions have pieces of 2 MiB.
 func readOptions(dir string, c *cas.Client) Options {
 	o := crashOptions(dir, c)
-	o.CacheSize, o.StagingSize, o.StreamAbove = 40<<20, 1<<30, 1<<30
+	o.SegmentSize, o.CacheSize, o.StagingSize, o.StreamAbove = 8<<20, 40<<20, 1<<30, 1<<30
 	return o
 }
 

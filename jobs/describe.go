@@ -26,6 +26,55 @@ type Metadata struct {
 	Off       int64  // where the segment begins, told with Set
 	Path      string // within the vault, without leading slash
 	Cut       bool   // Path lost its left part
+
+	Dirs []uint32 // modes of the directories of Path, outermost first; nil: not told
+}
+
+// usualDir is the mode of a directory that needs no telling, if guessDir guesses it.
+const usualDir = 0o755
+
+// guessDir is the mode of a directory of which nothing but the mode of a file in it is known: who may read that file needs to
+// get there, and nobody else.
+func guessDir(file uint32) uint32 {
+	read := file & 0o044
+	return 0o700 | read | read>>2
+}
+
+// formatDirs is the field with the modes of directories.
+func formatDirs(modes []uint32) string {
+	var b strings.Builder
+	for i, mode := range modes {
+		sep := "."
+		if i == 0 {
+			sep = " dirs="
+		}
+		fmt.Fprintf(&b, "%s%o", sep, mode)
+	}
+	return b.String()
+}
+
+func parseDirs(s string) (modes []uint32, err error) {
+	for field := range strings.SplitSeq(s, ".") {
+		mode, err := strconv.ParseUint(field, 8, 12) // what chmod sets, and no type of file
+		if err != nil {
+			return nil, err
+		}
+		modes = append(modes, uint32(mode))
+	}
+	return modes, nil
+}
+
+// withoutDirs leaves the modes of the directories out: whom one of them keeps out, the file's own mode keeps out then.
+func withoutDirs(m Metadata) Metadata {
+	for _, mode := range m.Dirs {
+		for _, who := range []uint32{0o070, 0o007} {
+			if pass := who & 0o055; mode&pass != pass {
+				m.Mode &^= who
+			}
+		}
+	}
+	m.Dirs = nil
+	return m
 }
 
 // descriptionMagic begins every description of this format. Another format gets
@@ -94,7 +143,7 @@ func percentDecode(s string) (string, bool) {
 }
 
 // formatDescription writes casfs's description: printable ASCII, at most 1024 bytes, the path percent-encoded and
-// shortened from the left (path~=) when it does not fit.
+// shortened from the left (path~=) when it does not fit. Modes of directories are told where they fit beside all of the path.
 func formatDescription(m Metadata) string {
 	var b strings.Builder
 	b.WriteString(descriptionMagic)
@@ -109,15 +158,19 @@ func formatDescription(m Metadata) string {
 			fmt.Fprintf(&b, " off=%d set=%s", m.Off, percentEncode(m.Set))
 		}
 	}
+	b.WriteString(formatDirs(m.Dirs))
 	head := b.String()
 	if path := percentEncode(m.Path); !m.Cut && len(head)+len(" path=")+len(path) <= cas.MaxDescription {
 		return head + " path=" + path
 	}
+	if len(m.Dirs) > 0 {
+		return formatDescription(withoutDirs(m))
+	}
 	return head + " path~=" + tailPath(m.Path, cas.MaxDescription-len(head)-len(" path~="))
 }
 
-// tailPath encodes the longest right part of path that fits in n bytes and does
-// not begin inside a character.
+// tailPath encodes the longest right part of path that fits in n bytes and consists of whole names or, when not even
+// the last of them fits, does not begin inside a character.
 func tailPath(path string, n int) string {
 	from, used := len(path), 0
 	for from > 0 {
@@ -132,6 +185,9 @@ func tailPath(path string, n int) string {
 		from--
 	}
 	if from > 0 {
+		if k := strings.IndexByte(path[from-1:], '/'); k >= 0 && from+k < len(path) {
+			return percentEncode(path[from+k:])
+		}
 		// Step over the rest of a cut character; bytes that are no UTF-8 stay.
 		for k := 1; k < utf8.UTFMax && from-k >= 0; k++ {
 			if utf8.RuneStart(path[from-k]) {
@@ -166,6 +222,7 @@ func parseDescription(s string) (m Metadata, ok bool) {
 		hasBorn
 		hasSet
 		hasOff
+		hasDirs
 		required = hasID | hasIno | hasV | hasSize | hasMtime | hasMode | hasPath
 	)
 	seen := 0
@@ -223,6 +280,9 @@ func parseDescription(s string) (m Metadata, ok bool) {
 			bit = hasOff
 			m.Off, err = strconv.ParseInt(value, 10, 64)
 			good = m.Off >= 0
+		case "dirs":
+			bit = hasDirs
+			m.Dirs, err = parseDirs(value)
 		case "path", "path~":
 			bit = hasPath
 			m.Path, good = percentDecode(value)
@@ -233,11 +293,14 @@ func parseDescription(s string) (m Metadata, ok bool) {
 		}
 		seen |= bit
 	}
-	if seen&required != required {
+	if seen&required != required || seen&hasDirs != 0 && len(m.Dirs) != strings.Count(m.Path, "/") {
 		return Metadata{}, false
 	}
 	if m.Segs == 0 || seen&(hasSet|hasOff) != hasSet|hasOff {
 		m.Set, m.Off = "", 0
+	}
+	if m.Cut {
+		m.Dirs = nil // it may begin within a name: which are of which is not certain
 	}
 	return m, true
 }

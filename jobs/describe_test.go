@@ -62,6 +62,85 @@ func TestDescriptionCutsPathFromTheLeft(t *testing.T) {
 	}
 }
 
+// TestDescriptionCutsBetweenNames: only a last name that does not fit alone is cut.
+func TestDescriptionCutsBetweenNames(t *testing.T) {
+	name := strings.Repeat("夏", 60) // 540 bytes encoded
+	m := sampleMetadata()
+	m.Path, m.Cut = "", true
+	room := cas.MaxDescription - len(formatDescription(m))
+	for _, test := range []struct{ path, want string }{
+		{name + "/" + name + "/f.jpg", name + "/f.jpg"},
+		{"d/" + name + "/" + name, name},
+		{strings.Repeat("long/", 400) + "f", strings.Repeat("long/", (room-1)/5) + "f"},
+		{strings.Repeat("d/", 10) + strings.Repeat("x", 1000), strings.Repeat("x", room)},
+	} {
+		m := sampleMetadata()
+		m.Path = test.path
+		s := formatDescription(m)
+		got, ok := parseDescription(s)
+		if !ok || !got.Cut || got.Path != test.want {
+			t.Errorf("%.20s…: got %q, want %q", test.path, got.Path, test.want)
+		}
+		if again := formatDescription(got); again != s {
+			t.Errorf("formatting again gives\n%s, not\n%s", again, s)
+		}
+	}
+	// Earlier versions cut anywhere.
+	m = sampleMetadata()
+	m.Path, m.Cut = "tos/2019/a b.jpg", true
+	old := strings.Replace(formatDescription(sampleMetadata()), " path=pho", " path~=", 1)
+	if got, ok := parseDescription(old); !ok || !reflect.DeepEqual(got, m) || formatDescription(got) != old {
+		t.Errorf("%s is read as %+v, %v", old, got, ok)
+	}
+}
+
+func TestDescriptionTellsModesOfDirectories(t *testing.T) {
+	m := sampleMetadata()
+	plain := formatDescription(m)
+	m.Dirs = []uint32{0o700, 0o2775}
+	s := formatDescription(m)
+	if want := strings.Replace(plain, " path=", " dirs=700.2775 path=", 1); s != want {
+		t.Errorf("got  %s\nwant %s", s, want)
+	}
+	if got, ok := parseDescription(s); !ok || !reflect.DeepEqual(got, m) {
+		t.Errorf("came back as %+v, %v", got, ok)
+	}
+	if got, ok := parseDescription(strings.Replace(s, " path=photos/", " path~=/", 1)); !ok || got.Dirs != nil {
+		t.Errorf("a path that lost its left part: %+v, %v", got, ok)
+	}
+	// The path goes first, and then the file's own mode keeps out whom a directory kept out.
+	for _, test := range []struct {
+		dirs []uint32
+		room bool
+		mode uint32
+	}{
+		{[]uint32{0o700, 0o755}, true, 0o4755},
+		{[]uint32{0o700, 0o755}, false, 0o4700},
+		{[]uint32{0o755, 0o2750}, false, 0o4750},
+		{[]uint32{0o775, 0o1777}, false, 0o4755},
+		{[]uint32{0o711, 0o755}, false, 0o4700},
+	} {
+		m := sampleMetadata()
+		m.Mode, m.Path, m.Dirs = 0o4755, "a/b/c", nil
+		n := cas.MaxDescription - len(formatDescription(m))
+		m.Dirs = test.dirs
+		if test.room {
+			n -= len(formatDirs(m.Dirs))
+		}
+		m.Path += strings.Repeat("x", n)
+		s := formatDescription(m)
+		got, ok := parseDescription(s)
+		if !ok || len(s) != cas.MaxDescription || got.Path != m.Path || got.Mode != test.mode || (got.Dirs != nil) != test.room {
+			t.Errorf("%o: %d bytes, mode %o, modes of directories %o, path of %d bytes, want mode %o, path of %d bytes",
+				test.dirs, len(s), got.Mode, got.Dirs, len(got.Path), test.mode, len(m.Path))
+		}
+		m.Path += "x"
+		if got, ok := parseDescription(formatDescription(m)); !ok || got.Dirs != nil || got.Cut == test.room {
+			t.Errorf("%o: a byte more gives %+v, %v", test.dirs, got, ok)
+		}
+	}
+}
+
 func TestParseDescriptionRefuses(t *testing.T) {
 	good := formatDescription(sampleMetadata())
 	for _, s := range []string{
@@ -70,6 +149,11 @@ func TestParseDescriptionRefuses(t *testing.T) {
 		strings.Replace(good, "size=", "size=-", 1), strings.Replace(good, " path=", " seg=5/5 path=", 1),
 		strings.Replace(good, " path=", " seg=1 path=", 1), strings.Replace(good, "%20", "%2", 1) + "%",
 		strings.Replace(good, " path=", " born=x path=", 1), strings.Replace(good, " path=", " born=1 born=2 path=", 1),
+		strings.Replace(good, " path=", " dirs=755 path=", 1), strings.Replace(good, " path=", " dirs=755.755.755 path=", 1),
+		strings.Replace(good, " path=", " dirs= path=", 1), strings.Replace(good, " path=", " dirs=755. path=", 1),
+		strings.Replace(good, " path=", " dirs=755.758 path=", 1), strings.Replace(good, " path=", " dirs=755.10755 path=", 1),
+		strings.Replace(good, " path=", " dirs=755.+55 path=", 1), strings.Replace(good, " path=", " dirs=755,755 path=", 1),
+		strings.Replace(good, " path=", " dirs=755.755 dirs=755.755 path=", 1),
 		strings.Replace(good, "%20", "%zz", 1), strings.Replace(good, " v=3", "", 1),
 		good + strings.Repeat("x", cas.MaxDescription),
 	} {
@@ -77,8 +161,10 @@ func TestParseDescriptionRefuses(t *testing.T) {
 			t.Errorf("%q was taken for %+v", s, m)
 		}
 	}
-	if _, ok := parseDescription(good + " later=1"); !ok {
-		t.Error("an unknown key is not ignored")
+	for _, s := range []string{good + " later=1", strings.Replace(good, " path=", " later=700.755 path=", 1)} {
+		if m, ok := parseDescription(s); !ok || !reflect.DeepEqual(m, sampleMetadata()) {
+			t.Errorf("an unknown key is not ignored in %s", s)
+		}
 	}
 }
 
@@ -91,6 +177,8 @@ func FuzzParseDescription(f *testing.F) {
 	m.Born = -1
 	f.Add(formatDescription(m))
 	f.Add("casfs1 id=%00 ino=1 v=1 size=0 mtime=-1 mode=0 path~=%FF")
+	f.Add("casfs1 id=x ino=1 v=1 size=0 mtime=0 mode=644 dirs=0.07777 path=a//b")
+	f.Add("casfs1 id=x ino=1 v=1 size=0 mtime=0 mode=644 dirs=700" + strings.Repeat(".700", 190) + " path=" + strings.Repeat("/", 191))
 	f.Fuzz(func(t *testing.T, s string) {
 		m, ok := parseDescription(s)
 		if !ok {
@@ -101,7 +189,11 @@ func FuzzParseDescription(f *testing.F) {
 		}
 		again := formatDescription(m)
 		checkDescription(t, again)
-		if got, ok := parseDescription(again); !ok || !got.Cut && !reflect.DeepEqual(got, m) {
+		got, ok := parseDescription(again)
+		if ok && got.Dirs == nil { // what was not told of the owner is, and takes their room
+			m = withoutDirs(m)
+		}
+		if !ok || !got.Cut && !reflect.DeepEqual(got, m) {
 			t.Errorf("%q parsed to %+v, written as %q, parsed to %+v, %v", s, m, again, got, ok)
 		}
 	})
@@ -110,6 +202,9 @@ func FuzzParseDescription(f *testing.F) {
 func FuzzFormatDescription(f *testing.F) {
 	f.Add("id", uint64(1), int64(5), uint32(0o644), 0, 0, "a/b")
 	f.Add("\x00", uint64(1<<63), int64(1<<62), uint32(1<<31), 1, 2, "\xff\n "+strings.Repeat("é", 900))
+	f.Add("id", uint64(1), int64(5), uint32(0o2755), 0, 0, "a/b/c")
+	f.Add("id", uint64(1), int64(5), uint32(0o2755), 0, 0, strings.Repeat("a/", 300))
+	f.Add("id", uint64(1), int64(5), uint32(0o2755), 0, 0, strings.Repeat("夏/", 90)+"x")
 	f.Fuzz(func(t *testing.T, intent string, ino uint64, size int64, mode uint32, seg, segs int, path string) {
 		if len(intent) > 64 {
 			intent = intent[:64]
@@ -117,6 +212,11 @@ func FuzzFormatDescription(f *testing.F) {
 		m := Metadata{Intent: intent, Ino: ino, V: ino, Size: max(size, 0), Mtime: size, Mode: mode, UID: mode, GID: mode, Path: path}
 		if segs > 1 && seg >= 0 && seg < segs {
 			m.Seg, m.Segs = seg, segs
+		}
+		if mode&1 != 0 {
+			for k := range strings.Count(path, "/") {
+				m.Dirs = append(m.Dirs, mode>>(k%8)&0o7777)
+			}
 		}
 		s := formatDescription(m)
 		checkDescription(t, s)
@@ -131,7 +231,13 @@ func FuzzFormatDescription(f *testing.F) {
 			if !strings.HasSuffix(path, got.Path) {
 				t.Errorf("%q is no end of %q", got.Path, path)
 			}
+			if from := len(path) - len(got.Path); from > 0 && path[from-1] != '/' && strings.Contains(strings.TrimRight(got.Path, "/"), "/") {
+				t.Errorf("%q begins within a name of %q", got.Path, path)
+			}
 			got.Path, got.Cut = path, false
+		}
+		if got.Dirs == nil {
+			m = withoutDirs(m)
 		}
 		if !reflect.DeepEqual(got, m) {
 			t.Errorf("got %+v, want %+v", got, m)

@@ -14,8 +14,8 @@
 // left alone for the settle time, or Sync, an unmount or a full staging area wants it. Then, in
 // upload.go:
 //
-//	seal     Update: the version Uploading, uploads Intended. Staging file synced. Barrier
-//	send     one request; or Initiate, parts, Completing (barrier), Complete, Sent
+//	seal     Update: the version Uploading, uploads Intended. Barrier
+//	send     staging file synced, one request; or Initiate, parts while it is synced, Completing (barrier), Complete, Sent
 //	commit   Update: archives, extents, Archived; uploads gone; older versions' archives to the trash. Barrier
 //	promote  the staging file is renamed into content
 //
@@ -38,7 +38,8 @@
 // the record is durable the reclaimer (reap.go) removes the local file, then, in one
 // transaction for many, puts the archives into the trash and forgets the inode. It does so when deleting pauses, or after
 // two seconds, and at once when writers wait for room. The
-// trash is emptied when the deadlines come; an archive is Deleted after the service has said so.
+// trash is emptied when the deadlines come. An archive is claimed, durably, before the service is asked to delete it: from then on it
+// does not leave the trash, whatever an inventory finds, until it is Deleted, which it is after the service has said so.
 //
 // # Crash points
 //
@@ -50,6 +51,7 @@
 //	truncate.recorded     the old local copy has no record: removed
 //	supersede.recorded    the catalog says staging, the file is still content: demoted
 //	sealed                version Uploading, perhaps not durable: sealed again, or goes on
+//	sealed.syncing        the same; parts may be at the service already
 //	sealed.durable        intents without an answer: sent
 //	single.read           the same
 //	single.answered       an archive nobody knows: Uncertain, sent again, found by the next inventory
@@ -66,7 +68,8 @@
 //	reclaim.durable       an orphan: reclaimed
 //	reclaim.removed       the same; that its local file is missing is expected
 //	reclaim.recorded      nothing is left to do but the trash
-//	trash.deleted         still in the trash: deleted again, which is no error
+//	trash.claimed         in the trash, and nothing takes it out of there any more: deleted
+//	trash.deleted         the same: deleted again, which is no error
 //	vault.created         the vault without a directory: the next list of vaults makes it
 //	vault.deleted         the directory of a vault being deleted: removed by the next list
 //	stream.part           List Parts tells

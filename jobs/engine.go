@@ -132,7 +132,8 @@ type Engine struct {
 	// name of the point; a test panics or stops there and opens the state directory anew.
 	failpoint atomic.Pointer[func(name string)]
 
-	spare spares
+	spare     spares
+	vaultNews vaultNews
 
 	filesMu sync.Mutex
 	files   map[uint64]*file
@@ -146,6 +147,7 @@ type Engine struct {
 	syncs      map[*syncJob]struct{}
 	unflushed  map[*file]struct{} // size and times could not be written to the catalog
 	flushWake  chan struct{}
+	mappings   mappings
 }
 
 // failure is a permanent failure to upload a file's version.
@@ -235,6 +237,7 @@ func Open(o Options) (*Engine, error) {
 		syncs:     map[*syncJob]struct{}{},
 		unflushed: map[*file]struct{}{},
 		flushWake: make(chan struct{}, 1),
+		mappings:  mappings{wake: make(chan struct{}, 1)},
 		running:   make(chan struct{}),
 		over:      make(chan struct{}),
 	}
@@ -313,12 +316,14 @@ func (e *Engine) Run(ctx context.Context) error {
 		})
 	}
 	start(e.recall.run)
+	start(e.recall.indexPins)
 	start(e.runSettle)
 	start(e.up.run)
 	start(e.bin.run)
 	start(e.runTrash)
 	start(e.runVaults)
 	start(e.runFlush)
+	start(e.runMapped)
 	wg.Wait()
 	return first
 }

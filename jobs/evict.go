@@ -56,8 +56,8 @@ func (r *recaller) evictFile(f *file, force, keepStubs bool, id uint64) (freed i
 		return 0, errInUseNow
 	case f.inode.Pinned && !force && (!keepStubs || r.keep(f.ino, v.Size)):
 		return 0, errPinned
-	case r.recalling(verKey{v.Ino, v.V}):
-		return 0, errRecalling
+	case r.recalling(verKey{v.Ino, v.V}), !keepStubs && r.underWay(verKey{v.Ino, v.V}):
+		return 0, errRecalling // who asks for room by name learns that it fills up again
 	case local == nil: // recorded, but not there
 		return 0, r.changeVersion(f, r.e.catalog.Reclaim, func(v *catalog.Version) { v.Local, v.Complete = 0, false })
 	}
@@ -186,7 +186,7 @@ func (r *recaller) recalling(key verKey) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, rt := range r.byKey[key] {
-		if rt.rec.State == catalog.Ready || rt.rec.State == catalog.Fetching || len(rt.demand) > 0 {
+		if rt.rec.State == catalog.Ready || rt.rec.State == catalog.Fetching || rt.finishing || len(rt.demand) > 0 {
 			return true
 		}
 	}

@@ -23,6 +23,7 @@ func (b *buffers) inUse() int {
 // Huge files, more of them than may upload at once, over a link on which each part takes ten seconds: small ones
 // that come meanwhile have places and buffers of their own, and so have the huge ones while small ones come without end.
 func TestFairOverASlowLink(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRig(t, func(o *Options) {
 			o.Settle, o.virtualTime = time.Hour, true

@@ -285,7 +285,7 @@ func TestUploadExpired(t *testing.T) {
 	r.o = crashOptions(t.TempDir(), r.client)
 	r.o.Logger = testLogger(t)
 	r.o.Parts = 2
-	r.o.StagingSize, r.o.StreamAbove = 1<<30, 64<<20 // one upload, after the close
+	r.o.StagingSize, r.o.StreamAbove, r.o.SegmentSize = 1<<30, 64<<20, 8<<20 // one upload, after the close
 	_, err := r.client.CreateVault(context.Background(), "v")
 	r.must(err)
 	r.open()
@@ -414,6 +414,37 @@ func TestTrashDeadline(t *testing.T) {
 	})
 }
 
+// putTrash puts archives that the service does not know into the trash.
+func (r *rig) putTrash(n int, deadline time.Time) {
+	r.t.Helper()
+	_, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
+		for i := range n {
+			if err := tx.PutArchive(catalog.Archive{
+				Num: tx.NextID(), Vault: r.vault, VaultName: "v", ID: fmt.Sprint("x", i), State: catalog.Trash, Deadline: deadline.UnixNano(),
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	r.must(err)
+}
+
+// inTrash lists the trash.
+func (r *rig) inTrash() (list []catalog.Archive) {
+	r.t.Helper()
+	r.must(r.e.catalog.View(func(tx *catalog.Tx) error {
+		for a, err := range tx.TrashUntil(math.MaxInt64) {
+			if err != nil {
+				return err
+			}
+			list = append(list, a)
+		}
+		return nil
+	}))
+	return list
+}
+
 // What is taken out of the trash while others are being deleted is not deleted: an inventory may find that a file needs it.
 func TestTrashTakenBack(t *testing.T) {
 	quietly(t, func(o *Options) { o.TrashAge = 4 * time.Hour }, func(t *testing.T, r *rig) {
@@ -424,6 +455,7 @@ func TestTrashTakenBack(t *testing.T) {
 			r.must(r.e.Unlink(ctx, r.vault, name))
 			time.Sleep(time.Minute)
 		}
+		r.putTrash(trashBatch-1, time.Unix(0, r.inTrash()[0].Deadline+1)) // between them
 		taken := 0
 		synctest.Wait()
 		r.e.atPoints(func(point string) {
@@ -431,24 +463,58 @@ func TestTrashTakenBack(t *testing.T) {
 				return
 			}
 			taken++
-			var last uint64
-			r.must(r.e.catalog.View(func(tx *catalog.Tx) error {
-				for a, err := range tx.TrashUntil(math.MaxInt64) {
-					if err != nil {
-						return err
-					}
-					last = a.Num
+			list := r.inTrash()
+			if len(list) != trashBatch+1 {
+				t.Errorf("%d archives are in the trash", len(list))
+			}
+			for i, a := range list {
+				if may := mayLeaveTrash(a, time.Now()); may != (i == trashBatch) {
+					t.Errorf("archive %s may leave the trash: %v", a.ID, may)
 				}
-				return nil
-			}))
-			r.must(r.e.setArchiveState(last, catalog.Live))
+			}
+			r.must(r.e.setArchiveState(list[trashBatch].Num, catalog.Live))
 		})
 		n, err := r.e.Purge(ctx, nil)
 		r.must(err)
-		if n != 1 || taken != 1 {
+		if n != trashBatch || taken != 1 {
 			t.Errorf("%d are deleted, %d were taken out", n, taken)
 		}
 		r.wantArchives(1)
+	})
+}
+
+// Nothing is asked of the service before the claim is durable, and thousands of archives do not need a barrier each.
+func TestTrashClaims(t *testing.T) {
+	quietly(t, nil, func(t *testing.T, r *rig) {
+		const n = 2*trashBatch + 3
+		synctest.Wait()
+		claims := 0
+		r.e.atPoints(func(point string) {
+			if point != "trash.claimed" {
+				return
+			}
+			claims++
+			seq, err := r.e.catalog.Reclaim(func(*catalog.Tx) error { return nil })
+			r.must(err)
+			if d := r.e.catalog.Durable(); d < seq {
+				t.Errorf("durable until %d of %d", d, seq)
+			}
+			claimed := 0
+			for _, a := range r.inTrash() {
+				if a.Deadline < 0 {
+					claimed++
+				}
+			}
+			if claimed == 0 || claimed > trashBatch {
+				t.Errorf("%d archives are claimed", claimed)
+			}
+		})
+		r.putTrash(n, time.Now().Add(time.Minute))
+		r.e.bin.kickTrash()
+		time.Sleep(2 * time.Minute)
+		if claims != 3 || r.srv.Count(cas.OpDeleteArchive) != n || len(r.inTrash()) != 0 {
+			t.Errorf("%d claims, %d requests, %d left", claims, r.srv.Count(cas.OpDeleteArchive), len(r.inTrash()))
+		}
 	})
 }
 

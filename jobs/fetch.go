@@ -16,8 +16,14 @@ import (
 // its next reader. A later one finds the job again in the list.
 const streamIdle = time.Hour
 
-// noRoomWait is when a piece nobody waits for is tried again after it found no room.
-const noRoomWait = 5 * time.Second
+// aheadPause is how long it is fetched ahead of a reader that has gone. After that it holds neither a place nor room that others
+// could use.
+const aheadPause = time.Minute
+
+// idleStream reports whether nobody has read a stream for a while.
+func (rt *retrieval) idleStream(now time.Time) bool {
+	return rt.streaming && len(rt.demand) == 0 && !now.Before(rt.left.Add(aheadPause))
+}
 
 var errNoRoom = errors.New("no room for what nobody waits for")
 
@@ -138,7 +144,16 @@ func (r *recaller) pickLocked(ctx context.Context, now time.Time) (fl *flight, o
 			return r.flyLocked(ctx, rt, p, false), nil, next
 		}
 	}
-	if n+opened < 2*r.o.fetches {
+	idle := 0
+	for _, rt := range r.active {
+		switch {
+		case rt.idleStream(now):
+			idle++
+		case rt.streaming && len(rt.demand) == 0 && len(r.ready) > 0:
+			later(rt.left.Add(aheadPause))
+		}
+	}
+	if n-idle+opened < 2*r.o.fetches {
 		for _, rt := range r.ready {
 			if !rt.opening && !rt.notBefore.After(now) {
 				rt.opening = true
@@ -179,8 +194,11 @@ func (r *recaller) pieceLocked(rt *retrieval, lo, hi int64) (cas.Range, bool) {
 // aheadLocked returns the next piece in order, from where the last one was.
 func (r *recaller) aheadLocked(rt *retrieval) (cas.Range, bool) {
 	if rt.streaming {
+		if p, ok := r.recalledLocked(rt); ok {
+			return p, true
+		}
 		// Only as far ahead of the reader as a quarter of the cache, and only while somebody reads.
-		if len(rt.demand) == 0 && time.Since(rt.left) > time.Minute {
+		if rt.idleStream(time.Now()) {
 			return cas.Range{}, false
 		}
 		return r.pieceLocked(rt, max(rt.cursor, rt.reader), rt.reader+r.room()/4)
@@ -233,17 +251,25 @@ func (r *recaller) open(rt *retrieval) {
 		r.removeLocked(rt)
 	case err != nil:
 		r.log.Error("a recalled file cannot be written", "ino", rt.key.ino, "error", err)
-		rt.rec.Error = err.Error()
-		rt.notBefore = time.Now().Add(noRoomWait)
+		r.noRoomLocked(rt, time.Now(), len(rt.demand) > 0, err.Error())
 	case slices.Contains(r.ready, rt): // the job may have expired meanwhile
 		r.ready = slices.DeleteFunc(r.ready, func(x *retrieval) bool { return x == rt })
 		r.active = append(r.active, rt)
 		rt.done, rt.cursor = done, rt.rec.Off
-		r.countLocked(rt)
 		rt.size, rt.large = size, size > room
+		if rt.rec.Explicit { // it waits while others fill the disk, and what the cache has of the file beside gives way
+			room, have = r.emptyRoomLocked(rt.key.ino), 0
+		}
 		rt.streaming = rt.large && have+rt.rec.Len-done > room
+		r.countLocked(rt)
 		if rt.streaming {
 			r.log.Info("the file is larger than the cache and streams through it", "ino", rt.key.ino, "size", size)
+			if len(rt.demand) == 0 {
+				if rt.left.IsZero() {
+					rt.left = time.Now()
+				}
+				r.wakeLaterLocked(rt.rec.VaultName) // it ends when nobody comes
+			}
 		}
 	}
 	finish := !rt.gone && !rt.finishing && rt.local != nil && r.completeLocked(rt)
@@ -276,6 +302,10 @@ func (r *recaller) fetch(ctx context.Context, fl *flight, buf []byte) {
 	r.inflight = slices.DeleteFunc(r.inflight, func(f *flight) bool { return f == fl })
 	r.idle.Broadcast()
 	finish := false
+	var others []*retrieval
+	if err == nil {
+		others = r.broughtLocked(fl)
+	}
 	switch {
 	case rt.gone:
 	case err == nil:
@@ -284,11 +314,11 @@ func (r *recaller) fetch(ctx context.Context, fl *flight, buf []byte) {
 		}
 		rt.sums[fl.rng.Off] = sum
 		rt.done += fl.rng.Len
-		rt.progress, rt.tries, rt.rec.Error, rt.crowded = true, 0, "", false
+		rt.progress, rt.tries, rt.noRoom, rt.rec.Error, rt.crowded = true, 0, 0, "", false
 		r.countLocked(rt)
 		rt.notBefore = time.Time{}
 		r.speed.add(fl.rng.Len, began, now)
-		r.waves.fetchedLocked(rt.key, fl.rng.Len)
+		r.waves.fetchedLocked(rt, fl.rng)
 		if !rt.finishing && r.completeLocked(rt) {
 			rt.finishing, finish = true, true
 		}
@@ -302,12 +332,34 @@ func (r *recaller) fetch(ctx context.Context, fl *flight, buf []byte) {
 		rt.finishing = true
 	}
 	r.mu.Unlock()
+	if err == nil && fl.large {
+		r.mend(rt)
+	}
 	switch {
 	case finish:
 		r.finish(rt)
 	case give:
 		r.spoil(rt, err)
 	}
+	for _, other := range others {
+		r.overtaken(other)
+	}
+}
+
+// broughtLocked has the other retrievals that fl's piece was for as well take note: who waits for them looks again.
+// It returns those that have nothing left to fetch now, to be finished.
+func (r *recaller) broughtLocked(fl *flight) (complete []*retrieval) {
+	for _, rt := range r.byArc[fl.rt.arc.Num] {
+		if rt == fl.rt || rt.rec.Off >= fl.rng.End() || fl.rng.Off >= rt.end() {
+			continue
+		}
+		rt.wake()
+		if !rt.finishing && (r.completeLocked(rt) || overtakenBy(rt, fl)) {
+			rt.finishing, rt.lost = true, false // no other job is wanted for it
+			complete = append(complete, rt)
+		}
+	}
+	return complete
 }
 
 // cancellable makes fl's context, which forget ends.
@@ -330,10 +382,10 @@ func (r *recaller) fetchFailedLocked(ctx context.Context, fl *flight, err error,
 	case rt.rec.JobID != fl.job:
 	case errors.Is(err, errNoRoom), errors.Is(err, content.ErrNoSpace):
 		rt.crowded = !fl.demanded                                    // its readers may still take room from others
-		rt.large = rt.large || rt.size > r.roomForLocked(rt.key.ino) // beside pins that were not known
+		rt.large = rt.large || rt.size > r.roomForLocked(rt.key.ino) // beside what was pinned meanwhile
 		r.countLocked(rt)
-		if rt.crowded && rt.rec.Explicit && len(rt.demand) == 0 && r.pins.bytes.Load() > 0 && rt.rec.Len > r.roomForLocked(rt.key.ino) {
-			r.waves.failedLocked(rt.key, errBesidePins)
+		if rt.crowded && rt.rec.Explicit && len(rt.demand) == 0 && r.pins.bytes.Load() > 0 && rt.rec.Len > r.roomForLocked(rt.key.ino) && len(r.rangesLocked(rt)) == 0 {
+			r.waves.failedLocked(rt, errBesidePins)
 			r.removeLocked(rt)
 			return
 		}
@@ -345,16 +397,16 @@ func (r *recaller) fetchFailedLocked(ctx context.Context, fl *flight, err error,
 			}
 			r.wakeLaterLocked(rt.rec.VaultName)
 		}
-		rt.notBefore = now.Add(noRoomWait)
-		rt.rec.Error = err.Error()
+		r.noRoomLocked(rt, now, fl.demanded, "it waits for room: "+r.roomText())
 	case errors.Is(err, cas.ErrExpired), errors.Is(err, cas.ErrNotFound):
 		rt.lost = true
 		r.kickLocked(rt.rec.VaultName)
 	case errors.Is(err, cas.ErrNotReady), errors.Is(err, cas.ErrJobFailed):
-		// The list will say what it is.
-		is := func(x *retrieval) bool { return x == rt }
-		r.active = slices.DeleteFunc(r.active, is)
-		rt.rec.State, rt.rec.Error, rt.polled = catalog.Asked, err.Error(), time.Time{}
+		// The list will say what it is; when it says again that the output is there, that is not believed at once.
+		r.log.Warn("a job's output is not there although the job is listed as completed", "archive", rt.arc.ID, "job", fl.job, "error", err)
+		rt.retryLocked(now, err)
+		r.unopenLocked(rt)
+		rt.rec.State, rt.polled = catalog.Asked, time.Time{}
 		r.kickLocked(rt.rec.VaultName)
 	case errors.Is(err, cas.ErrDigest), errors.Is(err, cas.ErrProtocol):
 		// The client has asked several times already.

@@ -44,6 +44,7 @@ func TestRangesComeInParallel(t *testing.T) {
 
 // TestRestartFetchesWhatIsMissing: what was verified before a stop is not fetched again, nor is another job asked for.
 func TestRestartFetchesWhatIsMissing(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) {
 			o.CacheSize, o.Fetches, o.BandwidthDown, o.Tier = 24<<20, 2, 64<<10, "expedited" // pieces of 2 MiB, half a minute each

@@ -37,6 +37,7 @@ type file struct {
 	ver     catalog.Version // current version; V 0 when the file never had bytes
 	local   *content.File   // ver's local file, nil when there is none; closed with the last ref
 	writers int             // open write handles
+	mapped  int             // of them, those that are closed and may be mapped
 	pinned  int             // handles that were told Local, and reads under way: the local file must stay whole
 	writes  uint64          // counts changes of the bytes: an upload is good only if it did not move
 	orphan  bool            // no name is left; goes away with the last handle

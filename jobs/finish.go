@@ -1,9 +1,9 @@
 package jobs
 
 import (
+	"cmp"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cas"
@@ -12,35 +12,41 @@ import (
 // finish ends a retrieval whose range is local: an archive that is complete is
 // held against its tree hash, a version that is complete is recorded as such.
 func (r *recaller) finish(rt *retrieval) {
-	ok, err := r.checkArchive(rt)
+	ok, bad, err := r.checkArchive(rt)
 	if err != nil {
-		r.mu.Lock()
-		rt.finishing = false
-		rt.retryLocked(time.Now(), err)
-		r.wakeFetchersLocked()
-		r.mu.Unlock()
-		r.log.Error("a recalled archive cannot be checked", "path", r.pathOf(rt.key.ino), "error", err)
+		r.unreadable(rt, bad, err)
 		return
 	}
 	if !ok {
 		r.spoil(rt, fmt.Errorf("%w: the archive's tree hash is another", cas.ErrDigest))
 		return
 	}
+	r.mu.Lock()
+	rt.good = true
+	r.mu.Unlock()
 	complete := r.recordComplete(rt)
+	if !complete {
+		r.mend(rt)
+	}
 	r.e.hit("recall.complete")
 	off, n := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
 	r.mu.Lock()
 	if !rt.gone && !complete && n > 0 && !rt.local.Verified(off, n) {
 		// Somebody who waits took the room of some of it meanwhile: it comes again.
-		rt.finishing = false
+		rt.finishing, rt.good = false, false
 		r.wakeFetchersLocked()
 		r.mu.Unlock()
 		return
 	}
 	size, job := rt.rec.Len, rt.rec.JobID
-	r.waves.arrivedLocked(rt.key)
-	r.removeLocked(rt)
+	r.waves.arrivedLocked(rt)
+	if rt.rec.State == catalog.Wanted && rt.rec.Attempts == 0 && !rt.asking && !rt.rec.Uncertain {
+		r.cancelLocked(rt)
+	} else {
+		r.removeLocked(rt)
+	}
 	rt.finishing = false
+	r.wakeFetchersLocked() // it may have been dropped before
 	r.mu.Unlock()
 	r.log.Info("recalled", "path", r.pathOf(rt.key.ino), "bytes", size, "job", job, "complete", complete)
 	r.attrChanged(rt.key.ino)
@@ -51,19 +57,27 @@ func (rt *retrieval) checkable() bool {
 	return rt.arc.TreeHash != [32]byte{} && rt.ext.Off == 0 && rt.ext.Len == rt.arc.Size
 }
 
+// recordedComplete reports whether each archive of the version has been checked.
+func (rt *retrieval) recordedComplete() bool {
+	rt.file.mu.Lock()
+	defer rt.file.mu.Unlock()
+	return rt.file.local == rt.local && rt.file.ver.V == rt.key.v && rt.file.ver.Complete
+}
+
 // checkArchive compares all of the archive with its tree hash, once all of it is
-// local. It reads again only what this run of the program did not fetch.
-func (r *recaller) checkArchive(rt *retrieval) (bool, error) {
+// local. It reads again only what this run of the program did not fetch. bad are the pieces this disk does not give back,
+// maxUnreadable and one at most; the error is why.
+func (r *recaller) checkArchive(rt *retrieval) (ok bool, bad []cas.Range, err error) {
 	want := cas.Hash(rt.arc.TreeHash)
 	off, n := rt.toFile(cas.Range{Len: rt.arc.Size})
-	if !rt.checkable() || !rt.local.Verified(off, n) {
-		return true, nil
+	if !rt.checkable() || !rt.local.Verified(off, n) || rt.recordedComplete() {
+		return true, nil, nil
 	}
 	r.mu.Lock()
 	_, known := r.checked[rt.arc.Num]
 	r.mu.Unlock()
 	if known {
-		return true, nil
+		return true, nil, nil
 	}
 	var nodes []cas.Hash
 	for at := int64(0); at < rt.arc.Size; at += r.o.piece {
@@ -72,21 +86,37 @@ func (r *recaller) checkArchive(rt *retrieval) (bool, error) {
 		sum, ok := rt.sums[at]
 		r.mu.Unlock()
 		if !ok || rt.rec.Len <= r.o.piece && m != rt.rec.Len {
-			var err error
-			if sum, err = cas.TreeHashReaderAt(r.runContext(), io.NewSectionReader(rt.local, off+at, m), m, 1); err != nil {
-				return false, err
+			var rerr error
+			if sum, rerr = r.sumLocal(rt, off, cas.Range{Off: at, Len: m}); rerr != nil {
+				err = cmp.Or(err, rerr)
+				if bad = append(bad, cas.Range{Off: at, Len: m}); len(bad) > maxUnreadable {
+					break
+				}
 			}
 		}
 		nodes = append(nodes, sum)
 	}
+	if err != nil {
+		return false, bad, err
+	}
 	if cas.CombineTreeHashes(nodes) != want {
 		// Unless some of it was dropped while it was read.
-		return !rt.local.Verified(off, n), nil
+		return !rt.local.Verified(off, n), nil, nil
 	}
 	r.mu.Lock()
 	r.checked[rt.arc.Num] = struct{}{}
 	r.mu.Unlock()
-	return true, nil
+	return true, nil, nil
+}
+
+// sumLocal returns the tree hash of a piece of rt's archive, which begins at off in the file, as this disk has it.
+func (r *recaller) sumLocal(rt *retrieval, off int64, p cas.Range) (cas.Hash, error) {
+	if r.badSpot != nil {
+		if err := r.badSpot(p.Off); err != nil {
+			return cas.Hash{}, err
+		}
+	}
+	return cas.TreeHashReaderAt(r.runContext(), io.NewSectionReader(rt.local, off+p.Off, p.Len), p.Len, 1)
 }
 
 // recordComplete records that all of a version is local, when it is and each of its archives has been checked. What
@@ -111,10 +141,16 @@ func (r *recaller) recordComplete(rt *retrieval) bool {
 	r.stubBytes -= r.stubs[rt.local.ID()]
 	delete(r.stubs, rt.local.ID())
 	r.mu.Unlock()
-	if f.ver.Complete {
+	mended := r.mendsLocked(rt, f, true)
+	if f.ver.Complete && !mended {
 		return true
 	}
-	if err := r.setVersion(f, func(v *catalog.Version) { v.Complete = true }); err != nil {
+	if err := r.setVersion(f, func(v *catalog.Version) {
+		v.Complete = true
+		if mended {
+			undamaged(v)
+		}
+	}); err != nil {
 		r.log.Error("a complete file is not recorded as such", "ino", f.ino, "error", err)
 	}
 	return true
@@ -140,6 +176,7 @@ func (r *recaller) spoil(rt *retrieval, cause error) {
 	if again {
 		rt.refetched, rt.spoiled, rt.digests, rt.finishing = true, false, 0, false
 		rt.sums, rt.done, rt.cursor = nil, 0, rt.rec.Off
+		r.waves.spoiledLocked(rt)
 		r.countLocked(rt)
 		delete(r.checked, rt.arc.Num)
 		r.wakeFetchersLocked()

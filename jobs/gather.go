@@ -239,13 +239,19 @@ func inodeOf(md Metadata, size int64) catalog.Inode {
 	return catalog.Inode{Mode: modeRegular | md.Mode&0o7777, UID: md.UID, GID: md.GID, Size: size, Mtime: md.Mtime}
 }
 
-// archivesOf loads the archives of parts and the description of the newest.
-func archivesOf(tx *catalog.Tx, parts []gathered) (list []catalog.Archive, md Metadata, err error) {
+// errLeft is about archives that are deleted, or may be: what consists of them is not in the vault any more.
+var errLeft = fmt.Errorf("deleted, or about to be: %w", catalog.ErrNotExist)
+
+// archivesOf loads the archives of parts, to be shown by the present change, and the description of the newest. Errors: errLeft.
+func archivesOf(tx *catalog.Tx, parts []gathered, now time.Time) (list []catalog.Archive, md Metadata, err error) {
 	var newest uint64
 	for _, p := range parts {
 		a, err := tx.Archive(p.Num)
 		if err != nil {
 			return nil, md, err
+		}
+		if a.State == catalog.Deleted || a.State == catalog.Trash && !mayLeaveTrash(a, now) {
+			return nil, md, fmt.Errorf("archive %s: %w", a.ID, errLeft)
 		}
 		list = append(list, a)
 		if d, ok := parseDescription(a.Description); ok && d.V >= newest {
@@ -255,13 +261,17 @@ func archivesOf(tx *catalog.Tx, parts []gathered) (list []catalog.Archive, md Me
 	return list, md, nil
 }
 
-// place shows a complete version as a new file.
+// place shows a complete version as a new file, unless archives of it are gone.
 func (m *merger) place(tx *catalog.Tx, g *gathering, k *making, now time.Time) error {
-	archives, md, err := archivesOf(tx, k.parts)
+	archives, md, err := archivesOf(tx, k.parts, now)
+	if errors.Is(err, errLeft) {
+		m.notShown(k, err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	ino, d, err := m.create(tx, m.pathOf(md, archives[0].ID), archives[0].ID, inodeOf(md, k.size), now)
+	ino, d, err := m.create(tx, m.pathOf(md, archives[0].ID), claim{archives[0].ID, k.last, g.Ino, md.Dirs}, inodeOf(md, k.size), now)
 	if err != nil {
 		return err
 	}
@@ -271,6 +281,10 @@ func (m *merger) place(tx *catalog.Tx, g *gathering, k *making, now time.Time) e
 	g.V, g.Ino, g.OurV, g.Parent, g.Name = k.v, ino.Ino, k.v, d.Parent, d.Name
 	g.shows(k)
 	return nil
+}
+
+func (m *merger) notShown(k *making, why error) {
+	m.r.log.Warn("a version is not shown, since archives of it are gone", "vault", m.inv.name, "version", k.v, "size", k.size, "why", why)
 }
 
 // shows notes what is shown.
@@ -292,7 +306,7 @@ func (m *merger) part(tx *catalog.Tx, g *gathering, now time.Time) error {
 		if o == shown || o.beside() || o.parts == nil || !list.apart(o, shown) {
 			continue
 		}
-		archives, md, err := archivesOf(tx, o.parts)
+		archives, md, err := archivesOf(tx, o.parts, now)
 		if err != nil && !errors.Is(err, catalog.ErrNotExist) {
 			return err
 		}
@@ -302,7 +316,7 @@ func (m *merger) part(tx *catalog.Tx, g *gathering, now time.Time) error {
 			if err != nil {
 				return err
 			}
-			put := a.State == catalog.Trash && a.Ino == 0 // by an earlier inventory, before what tells that it is none was found
+			put := mayLeaveTrash(a, now) && a.Ino == 0 // by an earlier inventory, before what tells that it is none was found
 			free = free && !used && (a.State == catalog.Live || put) && !slices.Contains(g.Shown, o.parts[i].Num)
 		}
 		if !free {
@@ -462,7 +476,7 @@ func (m *merger) renew(key string) error {
 	var ver catalog.Version
 	var gone catalog.Dirent
 	err = m.update(key, func(tx *catalog.Tx, g *gathering) error {
-		archives, md, err := archivesOf(tx, best.parts)
+		archives, md, err := archivesOf(tx, best.parts, now)
 		if err != nil {
 			return err
 		}
@@ -473,12 +487,13 @@ func (m *merger) renew(key string) error {
 		// It moves to where the newer version was written, if nobody moved it here.
 		path := m.pathOf(md, archives[0].ID)
 		if d, err := tx.Lookup(g.Parent, g.Name); err == nil && d.Ino == f.ino {
-			dir, err := m.mkdirs(tx, path[:len(path)-1], archives[0].ID, i, now)
+			c := claim{archives[0].ID, best.last, f.ino, md.Dirs}
+			dir, err := m.mkdirs(tx, path[:len(path)-1], c, inodeOf(md, best.size), now)
 			if err != nil {
 				return err
 			}
 			if name := path[len(path)-1]; dir != g.Parent || name != g.Name {
-				if name, err = m.freeName(tx, dir, name, archives[0].ID); err != nil {
+				if name, err = m.name(tx, dir, name, c, now); err != nil {
 					return err
 				}
 				if _, _, err := tx.Rename(g.Parent, g.Name, dir, name, catalog.RenameNoReplace, now.UnixNano()); err != nil {
@@ -522,6 +537,10 @@ func (m *merger) renew(key string) error {
 	})
 	if err != nil {
 		f.mu.Unlock()
+		if errors.Is(err, errLeft) {
+			m.notShown(best, err)
+			return nil
+		}
 		return err
 	}
 	f.adoptLocked(ino)

@@ -129,10 +129,7 @@ func (e *Engine) explainMissing(ctx context.Context, vault string, err error) er
 
 // askVault asks the service whether there is a vault, and notes the answer. Errors: errVaultGone, cas's.
 func (e *Engine) askVault(ctx context.Context, name string) error {
-	info, err := e.client.DescribeVault(ctx, name)
-	if err == nil {
-		return e.mergeVaults([]cas.VaultInfo{info}, false)
-	}
+	err := e.lookAtVault(ctx, name)
 	if !errors.Is(err, cas.ErrNotFound) {
 		return err
 	}
@@ -143,6 +140,7 @@ func (e *Engine) askVault(ctx context.Context, name string) error {
 			return err
 		}
 		vault = v.Ino
+		e.vaultNews.note(name) // gone is recorded in any case: it keeps what is here, and the next answer may tell otherwise
 		if v.Gone {
 			return nil
 		}
@@ -302,7 +300,7 @@ func (f *file) sendAgainLocked(intents map[string]bool) (lost int64, err error) 
 			if err := f.supersedeLocked(u.Off, u.Size); err != nil {
 				return lost, err
 			}
-			if f.writers == 0 && !f.orphan {
+			if !f.writingLocked() && !f.orphan {
 				f.e.settle.start(f.ino, time.Now())
 			}
 		default:

@@ -22,7 +22,7 @@ type guard struct {
 	maxFiles int   // negative: no limit
 	maxBytes int64 // per day; negative: no limit
 
-	files int // retrievals by reads that are not finished
+	files int // retrievals by reads that are not finished, without streams that nobody reads
 
 	hours      map[int64]int64 // bytes asked for by hour since 1970, the last 25
 	allowFiles int             // added by Allow until allowUntil
@@ -127,19 +127,35 @@ func (g *guard) check(files int, bytes int64, now time.Time) error {
 }
 
 // checkGuardLocked is guard.check that leaves out retrievals whose bytes have all arrived: a
-// program that was just given the last of them goes on before they are recorded as finished.
+// program that was just given the last of them goes on before they are recorded as finished. And it leaves out streams in which
+// nobody waits for anything: they stay for who comes back, and bring nothing else.
 func (r *recaller) checkGuardLocked(files int, bytes int64, now time.Time) error {
 	err := r.guard.check(files, bytes, now)
 	if err == nil {
 		return nil
 	}
 	for _, rt := range r.active {
-		if rt.counted && rt.local != nil && r.completeLocked(rt) {
-			rt.counted = false
-			r.guard.files--
+		if rt.counted && (rt.streaming && len(rt.demand) == 0 || rt.local != nil && r.completeLocked(rt)) {
+			r.uncountLocked(rt)
 		}
 	}
 	return r.guard.check(files, bytes, now)
+}
+
+// recountLocked has the guard count rt, if reads want it.
+func (r *recaller) recountLocked(rt *retrieval) {
+	if !rt.counted && !rt.rec.Explicit {
+		rt.counted = true
+		r.guard.files++
+	}
+}
+
+// uncountLocked has the guard count rt no more.
+func (r *recaller) uncountLocked(rt *retrieval) {
+	if rt.counted {
+		rt.counted = false
+		r.guard.files--
+	}
 }
 
 // allowsAhead says whether so much may be asked for ahead of a reader. Read-ahead leaves half of the files

@@ -52,6 +52,7 @@ func (r *recallRig) openAll(ctx context.Context, inos []uint64) map[string]int {
 }
 
 func TestGuardBoundsAParallelSweep(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.GuardFiles = 10 })
 		inos := r.coldFiles(50, 1000)

@@ -181,6 +181,9 @@ func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, fl OpenFlags) (
 	}
 	if fl.Truncate {
 		if err := errors.Join(f.killPriv(c), f.truncate(ctx, c, 0)); err != nil {
+			f.mu.Lock()
+			f.settleLocked() // no release will
+			f.mu.Unlock()
 			f.put()
 			return nil, err
 		}
@@ -189,11 +192,13 @@ func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, fl OpenFlags) (
 	for fl.Whole && !f.gone && f.coldLocked() {
 		f.mu.Unlock()
 		err := f.ensureWhole(ctx, c)
+		f.mu.Lock()
 		if err != nil && !(fl.Read && (errors.Is(err, ErrDamaged) || errors.Is(err, content.ErrNoSpace))) {
+			f.settleLocked()
+			f.mu.Unlock()
 			f.put()
 			return nil, err
 		}
-		f.mu.Lock()
 		if err != nil {
 			break // what is good and has room can be read, and the first write says why it cannot be
 		}
@@ -205,6 +210,7 @@ func (e *Engine) Open(ctx context.Context, c Caller, ino uint64, fl OpenFlags) (
 		err = ErrStale
 	}
 	if err != nil {
+		f.settleLocked()
 		f.mu.Unlock()
 		f.put()
 		return nil, err
@@ -312,9 +318,13 @@ func (f *file) fsync(ctx context.Context) error {
 
 // Release closes the handle. The release of the last write handle starts the settle clock.
 func (h *Handle) Release() {
-	if h.impl.released.Swap(true) {
+	if h.impl.released.Swap(true) || h.impl.f.e.keepMapped(h) {
 		return
 	}
+	h.release()
+}
+
+func (h *Handle) release() {
 	f := h.impl.f
 	e := f.e
 	f.mu.Lock()
@@ -337,15 +347,12 @@ func (h *Handle) Release() {
 			if err := f.untouchedLocked(); err != nil {
 				e.log.Error("a file that was opened for writing and not written is uploaded again", "path", e.path(f.ino), "err", err)
 			}
-			if err := f.flushLocked(); err != nil {
-				// The staging file knows size and mtime, and recovery asks it; until then this file is the only one that knows.
-				e.log.Error("recording size and times", "path", e.path(f.ino), "err", err)
-				keep = e.keepUnflushed(f)
-			}
-			if f.stagingLocked() && f.ver.State == catalog.Staged && !f.orphan {
-				e.settle.start(f.ino, time.Now().Add(e.opts.Settle))
-			}
+			keep = f.flushOrKeepLocked()
 		}
+		f.settleLocked()
+	} else if h.impl.flags.Truncate { // O_RDONLY|O_TRUNC has changed the file, too
+		keep = f.flushOrKeepLocked()
+		f.settleLocked()
 	}
 	_, reader := f.readers[&h.impl.seq]
 	delete(f.readers, &h.impl.seq)
@@ -362,6 +369,17 @@ func (h *Handle) Release() {
 	if !keep {
 		f.put()
 	}
+}
+
+// flushOrKeepLocked records size and times. When that fails the staging file knows them, and recovery asks it; until then this file
+// is the only one that knows, and the caller's reference stays with the flusher if it reports so.
+func (f *file) flushOrKeepLocked() (kept bool) {
+	err := f.flushLocked()
+	if err == nil {
+		return false
+	}
+	f.e.log.Error("recording size and times", "path", f.e.path(f.ino), "err", err)
+	return f.e.keepUnflushed(f)
 }
 
 // expectStoresLocked is for a handle that will get the descriptor of an archived

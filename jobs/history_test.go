@@ -192,6 +192,7 @@ func TestStreamsOfTwoHistories(t *testing.T) {
 
 // A gathering begun by the program before descriptions told sets goes on with what that did not note of its archives.
 func TestGatheringOfAnEarlierProgram(t *testing.T) {
+	t.Parallel()
 	// As it was kept.
 	type part struct {
 		V       uint64

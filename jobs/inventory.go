@@ -167,7 +167,9 @@ func (r *recaller) dueInventories() (due []catalog.Vault, err error) {
 			if err != nil {
 				return err
 			}
-			fresh := v.LastInventory > v.Merged && v.LastInventory != rec.Seen && time.Since(time.Unix(0, rec.Started)) > inventoryPause
+			since := time.Since(time.Unix(0, rec.Started))
+			rested := since > inventoryPause || since < 0 // the clock was ahead when it began
+			fresh := v.LastInventory > v.Merged && v.LastInventory != rec.Seen && rested
 			if rec.Active || (v.Merged == 0 || fresh) && !r.noInventory {
 				due = append(due, v)
 			}

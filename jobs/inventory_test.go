@@ -91,6 +91,7 @@ func (r *recallRig) archives() map[catalog.ArchiveState]int {
 }
 
 func TestInventoryPagesRestartsAndFaults(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, nil)
 		r.stop()
@@ -153,6 +154,7 @@ func TestInventoryAdoptsARunningJob(t *testing.T) {
 }
 
 func TestMissingArchiveIsDamagedAfterTwoInventories(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, nil)
 		ino, _ := r.coldFile("f", 1000)
@@ -198,6 +200,7 @@ func TestMissingArchiveIsDamagedAfterTwoInventories(t *testing.T) {
 }
 
 func TestSecondUploadOfALostAnswerGoesToTheTrash(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, nil)
 		r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.LoseReply, Count: 1})
@@ -248,6 +251,7 @@ func TestInventoryTrashesOnlyWhatIsHeldTwice(t *testing.T) {
 
 // Check holds what the vault says of each archive against the catalog, and recalls nothing.
 func TestCheckWithInventory(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "expedited" })
 		ids := make(map[string]string)

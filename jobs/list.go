@@ -89,7 +89,7 @@ func (v *vaultLoop) unseen(began time.Time, seen map[string]struct{}) (rts []*re
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for rt := range r.byVault[v.name] {
-		if rt.lost || rt.rec.State != catalog.Asked || rt.rec.AskedAt >= began.UnixNano() || rt.lookAgain.After(began) {
+		if rt.lost || rt.finishing || rt.rec.State != catalog.Asked || rt.rec.AskedAt >= began.UnixNano() || rt.lookAgain.After(began) {
 			continue
 		}
 		if _, ok := seen[rt.rec.JobID]; !ok {

@@ -287,7 +287,7 @@ func (f *file) uploadAgainLocked() error {
 	if err := f.convertLocked(); err != nil {
 		return err // it is repeated when the file is used or uploaded
 	}
-	if f.writers == 0 {
+	if !f.writingLocked() {
 		e.settle.start(f.ino, time.Now().Add(e.opts.Settle))
 	}
 	return nil

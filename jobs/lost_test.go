@@ -41,6 +41,7 @@ func (r *rig) wantCheck(repair bool, want ...[]string) {
 // The vault of archived files is deleted. Check says what is left of each, loses nothing of it, and with --repair sends what is
 // complete here to the vault that was made in its place.
 func TestArchivedFilesOfALostVault(t *testing.T) {
+	t.Parallel()
 	quietly(t, func(o *Options) { o.Settle, o.SegmentSize = -1, 4<<20 }, func(t *testing.T, r *rig) {
 		ctx := context.Background()
 		data := pattern(9<<20, 1)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -159,4 +160,50 @@ func TestStoresIntoAMappedFileOnAFullDisk(t *testing.T) {
 	r.sync()
 	r.evict(ino)
 	r.expect(ino, data)
+}
+
+// A segment that is in the vault is no good any more when something was stored into it past the engine, whatever else changes first.
+func TestStoresIntoASegmentThatWasSent(t *testing.T) {
+	for name, late := range map[string]bool{"before a write": false, "after it": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, func(o *Options) { o.Settle = time.Hour })
+			data := pattern(20<<20, 1) // three segments
+			ino := r.write("f", data)
+			var once sync.Once
+			r.e.atPoints(func(point string) {
+				if point != "segment.recorded" {
+					return
+				}
+				once.Do(func() {
+					reader, err := r.e.Open(bg, someone, ino, OpenFlags{Read: true})
+					r.must(err)
+					h, err := r.e.Open(bg, someone, ino, OpenFlags{Read: true, Write: true})
+					r.must(err)
+					if h.Fd() < 0 {
+						t.Error("the kernel does not have the descriptor")
+					}
+					store := func() {
+						_, err := unix.Pwrite(h.Fd(), []byte("stored"), 1000)
+						r.must(err)
+						copy(data[1000:], "stored")
+					}
+					if !late {
+						store()
+					}
+					r.writeAll(h, []byte("written"), 18<<20)
+					copy(data[18<<20:], "written")
+					if late {
+						store()
+					}
+					h.Release()
+					reader.Release()
+				})
+			})
+			r.sync()
+			r.wantState(ino, "resident")
+			r.expect(ino, data)
+			r.evict(ino)
+			r.expect(ino, data)
+		})
+	}
 }

@@ -19,7 +19,7 @@ type merger struct {
 	inv   *inventory
 	stamp int64 // when this inventory began: what it lists is confirmed as of then
 	batch []cas.InventoryEntry
-	open  map[string]*gathering // by Meta key: as the present change has them
+	open  map[string]*gathering // by Meta key: as the present change has them; nil in one that is not about a batch
 
 	// What a change calls for once it is committed.
 	names   []catalog.Dirent // appeared
@@ -70,6 +70,7 @@ func (m *merger) flush() error {
 		}
 		return nil
 	})
+	m.open = nil
 	if err != nil {
 		return err
 	}
@@ -226,7 +227,7 @@ func (m *merger) beside(tx *catalog.Tx, list []catalog.Archive, md Metadata, oth
 		size += list[i].Size
 		list[i].Intent = "" // it is the other's
 	}
-	ino, _, err := m.create(tx, m.pathOf(md, id), id, inodeOf(md, size), now)
+	ino, _, err := m.create(tx, m.pathOf(md, id), claim{id: id, dirs: md.Dirs}, inodeOf(md, size), now)
 	if err != nil {
 		return err
 	}
@@ -278,7 +279,7 @@ func (m *merger) foreign(tx *catalog.Tx, a catalog.Archive, now time.Time) error
 		mtime = time.Unix(0, a.Created)
 	}
 	o := m.r.e.opts
-	ino, _, err := m.create(tx, displayName(a.Description, a.ID), a.ID, catalog.Inode{
+	ino, _, err := m.create(tx, displayName(a.Description, a.ID), claim{id: a.ID}, catalog.Inode{
 		Mode: modeRegular | 0o644, UID: o.UID, GID: o.GID, Size: a.Size, Mtime: mtime.UnixNano(),
 	}, now)
 	if err != nil {
@@ -288,12 +289,12 @@ func (m *merger) foreign(tx *catalog.Tx, a catalog.Archive, now time.Time) error
 }
 
 // create makes a file at path below the vault, its directories, and a suffix where names collide.
-func (m *merger) create(tx *catalog.Tx, path []string, id string, want catalog.Inode, now time.Time) (catalog.Inode, catalog.Dirent, error) {
-	dir, err := m.mkdirs(tx, path[:len(path)-1], id, want, now)
+func (m *merger) create(tx *catalog.Tx, path []string, c claim, want catalog.Inode, now time.Time) (catalog.Inode, catalog.Dirent, error) {
+	dir, err := m.mkdirs(tx, path[:len(path)-1], c, want, now)
 	if err != nil {
 		return catalog.Inode{}, catalog.Dirent{}, err
 	}
-	name, err := m.freeName(tx, dir, path[len(path)-1], id)
+	name, err := m.name(tx, dir, path[len(path)-1], c, now)
 	if err != nil {
 		return catalog.Inode{}, catalog.Dirent{}, err
 	}
@@ -308,27 +309,41 @@ func (m *merger) create(tx *catalog.Tx, path []string, id string, want catalog.I
 	return ino, d, nil
 }
 
-// mkdirs makes the directories of a path, owned as the file that needs them. A name that belongs to something
-// else gets a suffix.
-func (m *merger) mkdirs(tx *catalog.Tx, path []string, id string, want catalog.Inode, now time.Time) (uint64, error) {
+// mkdirs makes the directories of a path, owned as the file that needs them, with the modes its archive tells. Those
+// that are there stay as they are. A name that belongs to something else gets a suffix.
+func (m *merger) mkdirs(tx *catalog.Tx, path []string, c claim, want catalog.Inode, now time.Time) (uint64, error) {
 	dir := m.inv.ino
-	for _, name := range path {
+	told := len(c.dirs) == len(path) // else names were left out that no directory can have
+	for k, name := range path {
+		if err := m.displace(tx, dir, name, c, now); err != nil {
+			return 0, err
+		}
 		d, err := tx.Lookup(dir, name)
 		if err == nil && d.Type != modeDir {
-			if d, err = tx.Lookup(dir, withSuffix(name, id, suffixLen)); err == nil && d.Type == modeDir {
+			if d, err = tx.Lookup(dir, withSuffix(name, c.id, suffixLen)); err == nil && d.Type == modeDir {
 				dir = d.Ino
 				continue
 			}
-			if name, err = m.freeName(tx, dir, name, id); err != nil {
+			if name, err = m.freeName(tx, dir, name, c.id); err != nil {
 				return 0, err
 			}
 			err = catalog.ErrNotExist
 		}
 		switch {
 		case errors.Is(err, catalog.ErrNotExist):
-			ino, err := tx.Create(dir, name, catalog.Inode{Mode: modeDir | 0o755, UID: want.UID, GID: want.GID}, now.UnixNano())
+			mode := modeDir | guessDir(want.Mode)
+			if told {
+				mode = modeDir | c.dirs[k]
+			}
+			ino, err := tx.Create(dir, name, catalog.Inode{Mode: mode, UID: want.UID, GID: want.GID}, now.UnixNano())
 			if err != nil {
 				return 0, err
+			}
+			if told && ino.Mode != mode { // it would inherit setgid
+				ino.Mode = mode
+				if err := tx.PutInode(ino); err != nil {
+					return 0, err
+				}
 			}
 			m.names = append(m.names, catalog.Dirent{Parent: dir, Name: name, Ino: ino.Ino, Type: modeDir})
 			dir = ino.Ino
@@ -364,7 +379,7 @@ func (m *merger) freeName(tx *catalog.Tx, dir uint64, name, id string) (string, 
 	}
 }
 
-// show makes archives the content of a file: version v, in the vault only.
+// show makes archives the content of a file: version v, in the vault only. Those of them that are in the trash may leave it.
 func (m *merger) show(tx *catalog.Tx, ino catalog.Inode, v uint64, archives []catalog.Archive, now time.Time) error {
 	ver := catalog.Version{
 		Ino: ino.Ino, V: v, State: catalog.Archived, Size: ino.Size, Mtime: ino.Mtime, StagedAt: now.UnixNano(),
@@ -388,21 +403,4 @@ func (m *merger) show(tx *catalog.Tx, ino catalog.Inode, v uint64, archives []ca
 		return err
 	}
 	return tx.PutVersion(ver)
-}
-
-// unmarkDamaged takes a damage back that was recorded for reason why.
-func (r *recaller) unmarkDamaged(key verKey, why string) {
-	f, err := r.e.acquire(key.ino)
-	if err != nil {
-		return
-	}
-	defer f.put()
-	f.mu.Lock()
-	if f.ver.V == key.v && f.ver.Damaged && f.ver.Error == why {
-		if err := r.setVersion(f, func(v *catalog.Version) { v.Damaged, v.Error = false, "" }); err != nil {
-			r.log.Error("an archive that is back is not recorded", "ino", key.ino, "error", err)
-		}
-	}
-	f.mu.Unlock()
-	r.attrChanged(key.ino)
 }

@@ -17,12 +17,12 @@ import (
 const restarts = 3
 
 // sendMultipart uploads a segment in parts, going on where an earlier attempt ended.
-func (e *Engine) sendMultipart(ctx context.Context, t *task, l *content.File, u *catalog.Upload) (catalog.Archive, error) {
+func (e *Engine) sendMultipart(ctx context.Context, t *task, j *sealed, u *catalog.Upload) (catalog.Archive, error) {
 	var last error
 	before := t.done.Load()
 	for range restarts {
 		t.done.Store(before)
-		a, err := e.tryMultipart(ctx, t, l, u)
+		a, err := e.tryMultipart(ctx, t, j, u)
 		if err == nil {
 			return e.recordSent(ctx, u, a)
 		}
@@ -53,7 +53,7 @@ var errRestart = errors.New("the service no longer knows the upload")
 // restart hides that err is ErrNotFound: of an upload that passes, of a vault it does not.
 func restart(err error) error { return fmt.Errorf("%w: %v", errRestart, err) }
 
-func (e *Engine) tryMultipart(ctx context.Context, t *task, l *content.File, u *catalog.Upload) (catalog.Archive, error) {
+func (e *Engine) tryMultipart(ctx context.Context, t *task, j *sealed, u *catalog.Upload) (catalog.Archive, error) {
 	if u.State == catalog.Completing {
 		a, err := e.complete(ctx, u)
 		// Incomplete after all: parts first.
@@ -77,11 +77,14 @@ func (e *Engine) tryMultipart(ctx context.Context, t *task, l *content.File, u *
 			have[p.Range.Off] = p
 		}
 	}
-	tree, err := e.sendParts(ctx, t, l, u, have)
+	tree, err := e.sendParts(ctx, t, j.local, u, have)
 	if errors.Is(err, cas.ErrNotFound) {
 		return catalog.Archive{}, restart(err)
 	}
 	if err != nil {
+		return catalog.Archive{}, err
+	}
+	if err := j.durable(); err != nil {
 		return catalog.Archive{}, err
 	}
 	seq, err := e.changeUpload(u, func(_ *catalog.Tx, u *catalog.Upload) error {

@@ -20,6 +20,7 @@ func (r *recaller) sumLocked() (sum onWay) {
 			one := onWayOf(rt)
 			sum.bytes += one.bytes
 			sum.explicit += one.explicit
+			sum.held += one.held
 			sum.crowded += one.crowded
 		}
 	}

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,12 +15,42 @@ import (
 )
 
 // pins are the files that users want kept (user.cas.pin), as far as they fit in the cache together: its limit is
-// harder than a pin, and what others read must pass through, too. Those pinned before the program started are met when
-// eviction, or somebody, comes to them. Guarded by recaller.mu; bytes may be read without.
+// harder than a pin, and what others read must pass through, too. Guarded by recaller.mu; bytes may be read without.
 type pins struct {
 	size   map[uint64]int64 // by inode: all of the file, whatever of it is local
 	bytes  atomic.Int64
 	pruned time.Time
+}
+
+// loadPins gives those that are pinned already their places, as far as there are any.
+func (r *recaller) loadPins(tx *catalog.Tx) {
+	limit := r.mostRoom()
+	for i, err := range tx.Pinned() {
+		if err != nil {
+			r.log.Error("not all pinned files are known; eviction comes to the others", "error", err)
+			return
+		}
+		if isRegular(i.Mode) {
+			r.mu.Lock()
+			r.pins.putLocked(i.Ino, i.Size, limit)
+			r.mu.Unlock()
+		}
+	}
+}
+
+// indexPins has the catalog of a program that did not index pins do so, in the background: it reads every inode.
+func (r *recaller) indexPins(ctx context.Context) error {
+	made, err := r.e.catalog.IndexPins(ctx)
+	if made {
+		err = r.e.catalog.View(func(tx *catalog.Tx) error {
+			r.loadPins(tx)
+			return nil
+		})
+	}
+	if err != nil && ctx.Err() == nil {
+		r.log.Warn("not all pinned files are known; the next start looks again", "error", err)
+	}
+	return nil
 }
 
 // putLocked takes a place of size for a file; false when there is none.

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cache/content"
 )
 
@@ -29,6 +30,7 @@ func (r *recallRig) explain(ino uint64) string {
 // TestPinnedAndTooLarge: a file that does not fit in the cache cannot be pinned; one that grew beyond it is not kept, and can be
 // read all the same.
 func TestPinnedAndTooLarge(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 16 << 20 })
 		const size = 40 << 20
@@ -82,6 +84,7 @@ func TestPinnedAndTooLarge(t *testing.T) {
 // TestPinsLeaveRoom: pinned files stay, as many as fit in the cache together with room for what others read. That comes, beside them,
 // without a wait for room that nobody gives back; and what does not fit beside them is told.
 func TestPinsLeaveRoom(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize, o.Tier = 64<<20, "expedited" })
 		const n, size = 8, 4 << 20
@@ -162,6 +165,7 @@ func TestPinsLeaveRoom(t *testing.T) {
 
 // TestPinnedPartsStay: of a pinned file that is local in part nothing is dropped but what a recall under way brings again.
 func TestPinnedPartsStay(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize, o.Window = 16<<20, 1<<20 })
 		ino, data := r.coldFile("f", 6<<20)
@@ -200,5 +204,55 @@ func TestPinnedPartsStay(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.want(ino, data, 0, len(data))
+	})
+}
+
+// TestPinsAreKnownAtStart: what is pinned takes its size from the cache from the start on. No job is asked for what does not fit beside it.
+func TestPinsAreKnownAtStart(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 64 << 20 }) // four pieces of 4 MiB are nobody's
+		const n, size = 8, 4 << 20
+		for i := range n {
+			ino := r.write(fmt.Sprint("p", i), blob(fmt.Sprint("p", i), size))
+			if err := r.pin(ino, "1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		other, _ := r.coldFile("other", 20<<20)
+		r.restart()
+		if got := r.e.recall.pins.bytes.Load(); got != n*size {
+			t.Errorf("%d bytes are pinned, want %d", got, n*size)
+		}
+		res, err := r.e.Recall(t.Context(), RecallRequest{Inos: []uint64{other}, Wait: true}, nil)
+		if err != nil || res.Failed != 1 || !strings.Contains(res.Failures[0].Reason, "beside what is pinned") {
+			t.Errorf("recall: %+v, %v", res, err)
+		}
+		r.jobs(0)
+	})
+}
+
+// TestPinsOfAnOlderState: a state directory of before pins were indexed is indexed while it is used, once.
+func TestPinsOfAnOlderState(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 64 << 20 })
+		ino := r.write("f", blob("f", 1<<20))
+		if err := r.pin(ino, "1"); err != nil {
+			t.Fatal(err)
+		}
+		const mark = "catalog.pins"
+		if _, err := r.e.catalog.Update(func(tx *catalog.Tx) error { return tx.PutMeta(mark, nil) }); err != nil {
+			t.Fatal(err)
+		}
+		r.restart()
+		synctest.Wait()
+		if err := r.e.catalog.View(func(tx *catalog.Tx) error {
+			_, err := tx.Meta(mark)
+			return err
+		}); err != nil {
+			t.Errorf("it is not indexed: %v", err)
+		}
+		if got := r.e.recall.pins.bytes.Load(); got != 1<<20 {
+			t.Errorf("%d bytes are pinned", got)
+		}
 	})
 }

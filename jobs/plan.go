@@ -11,7 +11,7 @@ import (
 )
 
 // queue starts a retrieval of the whole file without waiting. explicit ones are not limited by the guard. tier "" is the mount's.
-// An explicit one tries again what failed or is damaged.
+// An explicit one tries again what failed or is damaged; that stays damaged until what comes has been verified.
 func (r *recaller) queue(c Caller, f *file, tier string, explicit bool) error {
 	_, err := r.queueRange(c, f, tier, explicit, 0, 0)
 	return err
@@ -29,15 +29,10 @@ func (r *recaller) queueRange(c Caller, f *file, tier string, explicit bool, off
 		return 0, nil
 	}
 	n = min(n, v.Size-off)
-	switch {
-	case v.Damaged && !explicit:
-		return 0, fmt.Errorf("%w: %s", ErrDamaged, v.Error)
-	case v.Damaged:
-		if err := r.setVersion(f, func(v *catalog.Version) { v.Damaged, v.Error = false, "" }); err != nil {
-			return 0, err
-		}
-	}
 	if !explicit {
+		if r.barred(v) {
+			return 0, errDamaged(v)
+		}
 		if err := r.guarded(c, v); err != nil {
 			return 0, err
 		}
@@ -218,6 +213,9 @@ func (r *recaller) joinLocked(c Caller, v catalog.Version, local *content.File, 
 		for pos < s.hi {
 			rt := r.coveringLocked(s.arc.Num, pos)
 			if rt == nil {
+				if v.Damaged && !s.explicit {
+					return nil, nil, errDamaged(v)
+				}
 				gap := r.gapLocked(s.arc.Num, pos, s.hi)
 				if err := r.newLocked(c, v, s, pos, gap); err != nil {
 					return nil, nil, err
@@ -315,7 +313,7 @@ func (r *recaller) newLocked(c Caller, v catalog.Version, s span, lo, hi int64) 
 func (r *recaller) mergeLocked(vault string) {
 	byArc := make(map[uint64][]*retrieval)
 	for rt := range r.byVault[vault] {
-		if rt.window && rt.rec.State == catalog.Wanted && !rt.asking && !rt.rec.Uncertain {
+		if rt.window && rt.rec.State == catalog.Wanted && !rt.asking && !rt.rec.Uncertain && !rt.finishing {
 			byArc[rt.arc.Num] = append(byArc[rt.arc.Num], rt)
 		}
 	}

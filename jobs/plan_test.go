@@ -13,6 +13,7 @@ import (
 )
 
 func TestWindows(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) {
 			o.Window, o.WindowAbove = 1<<20, 4<<20
@@ -57,6 +58,7 @@ func TestWindows(t *testing.T) {
 }
 
 func TestSegments(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.PartSize, o.SegmentSize, o.SingleBelow = 1<<20, 4<<20, 1<<20 })
 		ino, data := r.coldFile("f", 10<<20+5)

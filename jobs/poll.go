@@ -131,9 +131,13 @@ func (v *vaultLoop) due(now time.Time) (list, all, ask bool) {
 	for rt := range r.byVault[v.name] {
 		rt.candidate = nil
 		switch {
+		case rt.finishing:
 		case rt.rec.State == catalog.Asked:
 			list = list || !v.nextLocked(rt).After(now)
 		case rt.rec.State == catalog.Wanted && !rt.notBefore.After(now):
+			if rt.held && r.heldLocked(rt, now) {
+				continue
+			}
 			ask = true
 			switch {
 			case rt.listed:
@@ -192,7 +196,7 @@ func (v *vaultLoop) record(ctx context.Context) bool {
 				}
 				if rt.rec.ID == 0 && !rt.gone {
 					r.failed[rt.arc.Num] = givenUp{rec: catalog.Retrieval{Off: rt.rec.Off, Len: rt.rec.Len}, err: err, at: time.Now()}
-					r.waves.failedLocked(rt.key, err)
+					r.waves.failedLocked(rt, err)
 					r.cancelLocked(rt)
 				}
 			}
@@ -222,7 +226,7 @@ func (v *vaultLoop) ask(ctx context.Context, began time.Time) bool {
 	var due, idle []*retrieval
 	r.mu.Lock()
 	for rt := range r.byVault[v.name] {
-		if rt.rec.State != catalog.Wanted || !rt.saved || !rt.listed || rt.asking || rt.notBefore.After(began) {
+		if rt.rec.State != catalog.Wanted || rt.finishing || !rt.saved || !rt.listed || rt.asking || rt.held || rt.notBefore.After(began) {
 			continue
 		}
 		if rt.rec.Ahead && rt.before {
@@ -295,7 +299,21 @@ func (v *vaultLoop) interval(age time.Duration) time.Duration {
 	return max(min(max(age/8, v.r.o.pollMin), v.r.o.pollMax), 4*v.listed)
 }
 
-// next returns when the jobs are looked at again.
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// next returns when the jobs are looked at again; zero when there is nothing to look for.
 func (v *vaultLoop) next() (next time.Time) {
 	r := v.r
 	now := time.Now()
@@ -308,15 +326,24 @@ func (v *vaultLoop) next() (next time.Time) {
 	defer r.mu.Unlock()
 	for rt := range r.byVault[v.name] {
 		switch {
+		case rt.finishing:
+			soonest(now.Add(r.o.pollMax)) // should it lose some of what has come
 		case rt.rec.State == catalog.Asked:
 			soonest(v.nextLocked(rt))
 		case rt.rec.State == catalog.Wanted:
-			soonest(rt.notBefore)
-		case rt.streaming && len(rt.demand) == 0 && !rt.finishing:
-			if idle := rt.left.Add(streamIdle); idle.After(now) {
-				soonest(idle)
-			} else {
+			soonest(later(rt.notBefore, now)) // zero would be never
+		case rt.streaming && len(rt.demand) == 0:
+			idle := rt.left.Add(streamIdle)
+			switch {
+			case len(r.rangesLocked(rt)) > 0:
+				soonest(now.Add(aheadPause))
+			case !idle.After(now):
 				r.unreadLocked(rt)
+			case rt.idleStream(now):
+				r.uncountLocked(rt)
+				soonest(idle)
+			default:
+				soonest(rt.left.Add(aheadPause))
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -421,7 +422,10 @@ func (e *Engine) fail(ino uint64, cause error) {
 		old.err = text
 	}
 	e.problemsMu.Unlock()
-	e.syncEvent(ino, cause)
+	if v == 0 {
+		v = math.MaxUint64 // it failed before there was an upload
+	}
+	e.syncEvent(ino, v, cause)
 }
 
 // forgive forgets a failure: the version is archived or gone.

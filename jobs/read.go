@@ -57,15 +57,15 @@ func (f *file) readAt(ctx context.Context, c Caller, s *sequence, p []byte, off 
 			f.mu.Unlock()
 			continue
 		}
-		staged, damaged := f.stagingLocked(), f.ver.Damaged
+		staged, v := f.stagingLocked(), f.ver
 		f.mu.Unlock()
 		switch {
 		case staged && l != nil:
 			return 0, fmt.Errorf("%w; it can be read when the whole file is archived", content.ErrPunched)
 		case staged:
 			return 0, fmt.Errorf("%w: its staging file is missing", ErrDamaged)
-		case damaged:
-			return 0, ErrDamaged
+		case f.e.recall.barred(v):
+			return 0, errDamaged(v)
 		}
 		if err := f.e.recall.ensure(ctx, c, f, s, off, n); err != nil {
 			return 0, err
@@ -76,10 +76,10 @@ func (f *file) readAt(ctx context.Context, c Caller, s *sequence, p []byte, off 
 // ensureWhole makes all of an archived version local. Eviction may come again before the caller looks.
 func (f *file) ensureWhole(ctx context.Context, c Caller) error {
 	f.mu.Lock()
-	n, damaged := f.inode.Size, f.ver.Damaged
+	n, v := f.inode.Size, f.ver
 	f.mu.Unlock()
-	if damaged {
-		return ErrDamaged
+	if f.e.recall.barred(v) {
+		return errDamaged(v)
 	}
 	return f.e.recall.ensure(ctx, c, f, nil, 0, n)
 }

@@ -68,6 +68,7 @@ func (d *reader) to(end int) {
 // TestSequentialReadOfManyArchives: who reads a file of 64 archives, four times as large as the cache, from one end to
 // the other waits for a few jobs, not for 64 one after the other; and each is asked for once.
 func TestSequentialReadOfManyArchives(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, segmented(16<<20, nil))
 		const n = 64
@@ -116,6 +117,7 @@ func TestSequentialReadOfManyArchives(t *testing.T) {
 
 // TestReadAheadIsBounded: what is asked for ahead of a reader grows with what it has read, and fits in the cache.
 func TestReadAheadIsBounded(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, segmented(32<<20, nil))
 		const n = 64
@@ -141,6 +143,7 @@ func TestReadAheadIsBounded(t *testing.T) {
 
 // TestOnlySequentialReadersReadAhead: small reads here and there, and the beginning of a file, ask for the archives they are in and for no other.
 func TestOnlySequentialReadersReadAhead(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, segmented(128<<20, nil))
 		const n = 64
@@ -267,6 +270,7 @@ func TestReadAheadHoldsBack(t *testing.T) {
 // TestReadAheadThatFails: what was only asked for ahead of a reader and does not come is not asked for again, and the reader, who
 // asks himself when he gets there, hears nothing of it.
 func TestReadAheadThatFails(t *testing.T) {
+	t.Parallel()
 	const n = 12
 	for _, test := range []struct {
 		name  string
@@ -310,6 +314,7 @@ func TestReadAheadThatFails(t *testing.T) {
 // TestReadAheadOverARestart: the reader is gone, and nobody waits for what was asked for ahead of it. What the service has not
 // heard of is not asked for; what it works on comes; and what of that does not come is not asked for again.
 func TestReadAheadOverARestart(t *testing.T) {
+	t.Parallel()
 	const n = 12
 	ask := func(kind castest.Kind) castest.Fault {
 		return castest.Fault{Op: cas.OpInitiateJob, Kind: kind, Skip: 1}
@@ -403,6 +408,7 @@ func TestReaderLeavesBeforeItIsAskedFor(t *testing.T) {
 // is right, no read waits longer than for one job, and no archive is asked for again and again. (How much is asked for ahead of each depends
 // on who comes first: the cache may be full of what another one has brought.)
 func TestReadersInAFileOfManyArchives(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, segmented(16<<20, func(o *Options) { o.GuardFiles = -1 }))
 		const n = 32

@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
 	"time"
 
@@ -25,6 +26,8 @@ type reclaimer struct {
 	hurry  chan struct{} // room is wanted
 	trash  chan struct{} // the trash has changed
 	failed map[uint64]time.Time
+
+	deleting chan struct{} // held by who deletes archives
 }
 
 const (
@@ -41,6 +44,7 @@ func newReclaimer(e *Engine) *reclaimer {
 	return &reclaimer{
 		e: e, inos: map[uint64]struct{}{}, held: map[uint64]int{}, failed: map[uint64]time.Time{},
 		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), trash: make(chan struct{}, 1),
+		deleting: make(chan struct{}, 1),
 	}
 }
 
@@ -285,7 +289,7 @@ func (b *reclaimer) reclaim(ctx context.Context) (int, error) {
 		e.forgive(ino)
 		e.solved(lostStaging(ino))
 		e.solved(lostWithVault(ino))
-		e.syncEvent(ino, nil)
+		e.syncEvent(ino, math.MaxUint64, nil)
 	}
 	e.up.kickAbandoned()
 	b.kickTrash()

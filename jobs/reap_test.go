@@ -11,6 +11,7 @@ import (
 
 // Deleted files are reclaimed when deleting pauses, when room is wanted, and after a while in any case.
 func TestReclaimWaitsForAPause(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, nil)
 		const n = 200

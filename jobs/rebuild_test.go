@@ -25,6 +25,7 @@ func (r *recallRig) newMachine() {
 }
 
 func TestForeignArchivesBecomeFiles(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, nil)
 		r.stop()
@@ -84,6 +85,7 @@ func TestForeignArchivesBecomeFiles(t *testing.T) {
 }
 
 func TestRebuild(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) {
 			o.PartSize, o.SegmentSize, o.SingleBelow = 1<<20, 2<<20, 1<<20
@@ -178,6 +180,133 @@ func TestRebuild(t *testing.T) {
 	})
 }
 
+// TestRebuildModesOfDirectories: what one user keeps from others stays kept from them.
+func TestRebuildModesOfDirectories(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		r.inventories = true
+		ctx := context.Background()
+		chmod := func(ino uint64, mode uint32) {
+			if _, err := r.e.Setattr(ctx, Caller{}, ino, nil, SetAttr{Mode: &mode}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mkdir := func(parent uint64, name string, mode uint32) uint64 {
+			a, err := r.e.Mkdir(ctx, Caller{UID: 7, GID: 8}, parent, name, mode)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return a.Ino
+		}
+		secret := func(dir uint64, name string) {
+			a, h, err := r.e.Create(ctx, Caller{}, dir, name, 0o600, OpenFlags{Write: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := h.WriteAt(ctx, Caller{}, blob(name, 100), 0); err != nil {
+				t.Fatal(err)
+			}
+			h.Release()
+			chmod(a.Ino, 0o600)
+		}
+		priv := mkdir(r.vault, "priv", 0o700)
+		r.writeIn(priv, "x", blob("x", 10))
+		r.writeIn(mkdir(priv, "within", 0o755), "x", blob("x", 20))
+		r.writeIn(mkdir(r.vault, "tmp", 0o1777), "x", blob("x", 30))
+		group := mkdir(r.vault, "group", 0o2770)
+		inner := mkdir(group, "inner", 0o755)
+		chmod(inner, 0o755) // made without the bit, or it was taken from it
+		r.writeIn(inner, "x", blob("x", 40))
+		r.writeIn(mkdir(r.vault, "usual", 0o755), "x", blob("x", 50))
+		// A file that others may not read tells nothing of its directory.
+		home := mkdir(r.vault, "home", 0o755)
+		secret(home, "a")
+		r.writeIn(home, "b", blob("b", 60))
+		// Of what is deeper than a description is long, neither path nor modes are told.
+		name, deep := strings.Repeat("夏", 30), priv
+		for range 5 {
+			deep = mkdir(deep, name, 0o755)
+		}
+		r.writeIn(deep, "deep", blob("deep", 70))
+		if err := r.e.Sync(ctx, []uint64{r.vault}, nil); err != nil {
+			t.Fatal(err)
+		}
+		before := r.tree()
+		err := r.e.catalog.View(func(tx *catalog.Tx) error {
+			for a, err := range tx.Archives(r.vault) {
+				if err != nil {
+					return err
+				}
+				if strings.HasSuffix(a.Description, " path=usual/x") && strings.Contains(a.Description, "dirs=") {
+					t.Errorf("the usual is told: %s", a.Description)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		r.newMachine()
+		time.Sleep(5 * time.Hour)
+		synctest.Wait()
+		after := r.tree()
+		for path, b := range before {
+			if strings.Contains(path, name) {
+				continue
+			}
+			if a := after[path]; a.Mode != b.Mode {
+				t.Errorf("%s: mode %o, want %o", path, a.Mode, b.Mode)
+			}
+		}
+		cut := "lost+found/" + name + "/" + name + "/" + name
+		if a, b := after[cut+"/deep"].Mode, after[cut].Mode; a != modeRegular|0o600 || b != modeDir|0o700 {
+			t.Errorf("below lost+found: modes %o and %o of a file and its directory, want 600 and 700; there are %q", a, b, r.files())
+		}
+	})
+}
+
+// TestRebuildOfUntoldDirectories: archives of earlier versions, and what has no room for more, tell nothing of their directories.
+func TestRebuildOfUntoldDirectories(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		if _, err := r.e.Mkdir(t.Context(), Caller{}, r.vault, "mine", 0o711); err != nil {
+			t.Fatal(err)
+		}
+		want := make(map[string]uint32)
+		for i, x := range []struct {
+			key, path, dir string
+			mode, want     uint32
+		}{
+			{"path", "secret/f", "secret", 0o600, 0o700},
+			{"path", "group/f", "group", 0o640, 0o750},
+			{"path", "others/f", "others", 0o604, 0o705},
+			{"path", "all/deep/f", "all/deep", 0o4644, 0o755},
+			{"path", "mine/f", "mine", 0o644, 0o711},
+			{"path", "mine/deep/f", "mine/deep", 0o600, 0o700},
+			{"dirs=1777.700 path", "mine/told/f", "mine/told", 0o644, 0o700},
+			// Earlier versions cut anywhere.
+			{"path~", "lf/whole/f", "lost+found/lf/whole", 0o644, 0o755},
+			{"path~", "/whole/f", "lost+found/whole", 0o644, 0o755},
+		} {
+			r.upload(fmt.Sprintf("casfs1 id=01234567%d ino=%d v=1 size=%d mtime=7 mode=%o uid=1 gid=2 %s=%s", i, 100+i, 100+i, x.mode, x.key, x.path), blob(x.path, 100+i))
+			want[x.dir] = x.want
+		}
+		r.inventory()
+		tree := r.tree()
+		for dir, mode := range want {
+			if got := tree[dir].Mode; got != modeDir|mode {
+				t.Errorf("%s: mode %o, want %o", dir, got, mode)
+			}
+		}
+		if got := tree["all"].Mode; got != modeDir|0o755 {
+			t.Errorf("all: mode %o", got)
+		}
+	})
+}
+
 func TestSegmentsMeetAnywhere(t *testing.T) {
 	for _, sets := range []bool{true, false} {
 		t.Run(fmt.Sprintf("sets %v", sets), func(t *testing.T) { segmentsMeetAnywhere(t, sets) })
@@ -226,6 +355,7 @@ func segmentsMeetAnywhere(t *testing.T, sets bool) {
 
 // TestNewerVersionOfAFileInUse: it is shown beside the file, which stays, and so does what it consists of.
 func TestNewerVersionOfAFileInUse(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.Tier, o.TrashAge = "expedited", time.Hour })
 		ctx := t.Context()
@@ -277,6 +407,7 @@ func TestNewerVersionOfAFileInUse(t *testing.T) {
 }
 
 func TestStateDirectoryOfYesterday(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.Tier = "expedited" })
 		r.coldFile("before", 100)
@@ -335,6 +466,7 @@ func (r *recallRig) rewrite(ino uint64, data []byte) {
 // After an older state directory was restored, inode and version numbers are given out twice. A rebuild from the vault must take
 // none of what was written before and after for an older version of the other.
 func TestRebuildAfterRollback(t *testing.T) {
+	t.Parallel()
 	for name, more := range map[string]int{"single": 0, "segments": 5 << 20} {
 		t.Run(name, func(t *testing.T) { inBubble(t, func(t *testing.T) { rebuildAfterRollback(t, more) }) })
 	}

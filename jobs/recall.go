@@ -38,8 +38,9 @@ type recaller struct {
 	byJob     map[string][]*retrieval
 	orders    uint64 // retrievals made
 	onWay     onWay
-	audit     func()             // of tests: called whenever onWay has changed
-	failed    map[uint64]givenUp // by archive
+	audit     func()               // of tests: called whenever onWay has changed
+	badSpot   func(at int64) error // of tests: why a piece of an archive cannot be read back
+	failed    map[uint64]givenUp   // by archive
 	vaults    map[string]*vaultLoop
 	waiters   map[*waiter]struct{}
 	refusals  map[verKey]refusal
@@ -198,6 +199,7 @@ func (r *recaller) load() error {
 		if err := r.guard.load(tx); err != nil {
 			return err
 		}
+		r.loadPins(tx)
 		return r.waves.load(tx, r.log)
 	})
 	if err != nil {
@@ -205,7 +207,9 @@ func (r *recaller) load() error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	now := time.Now().UnixNano()
 	for _, k := range keep {
+		k.rec.AskedAt = min(k.rec.AskedAt, now) // the clock may have been ahead
 		if k.rec.State == catalog.Failed {
 			r.failed[k.arc.Num] = givenUp{rec: k.rec, err: failedError(k.rec.Error), at: time.Unix(0, k.rec.AskedAt)}
 			continue
@@ -230,6 +234,7 @@ func (r *recaller) load() error {
 			rt.rec.State = catalog.Asked
 		} else {
 			rt.rec.State = catalog.Wanted
+			rt.held = rt.rec.Expired > 0
 		}
 		r.addLocked(rt)
 	}

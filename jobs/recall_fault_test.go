@@ -60,6 +60,7 @@ func TestExpiredOutputIsAskedForAgain(t *testing.T) {
 }
 
 func TestFaultsNeverGiveWrongBytes(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name   string
 		faults []castest.Fault
@@ -107,6 +108,7 @@ func TestFaultsNeverGiveWrongBytes(t *testing.T) {
 // TestOutputNeverComes: the service says that jobs are ready, and then breaks off every time, or does not
 // know them. That is tried for as long as outputs live, with so many jobs and no more, and explained when it is given up.
 func TestOutputNeverComes(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name     string
 		fault    castest.Fault
@@ -155,6 +157,7 @@ func TestOutputNeverComes(t *testing.T) {
 }
 
 func TestCorruptForEverIsDamaged(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 16 << 20 })
 		ino, data := r.coldFile("f", 7<<20+123)
@@ -265,6 +268,7 @@ func TestWholeArchiveIsWrong(t *testing.T) {
 // TestOneArchiveOfSeveralIsWrong: the last byte of a file is there, and one of its archives still to be checked, when the check of another
 // is over. Nobody is given the file as complete; the archive turns out not to be what it should be, and is fetched once more.
 func TestOneArchiveOfSeveralIsWrong(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		const half = 3 << 20
 		r := newRecallRig(t, realistic, func(o *Options) { // pieces of 1 MiB

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
@@ -16,6 +15,7 @@ import (
 	"github.com/casfs/casfs/cas"
 	"github.com/casfs/casfs/cas/castest"
 	"github.com/casfs/casfs/cas/local"
+	"github.com/casfs/casfs/internal/noise"
 )
 
 // realistic is how long the service takes.
@@ -141,11 +141,7 @@ func (r *recallRig) restart() {
 
 // blob returns n bytes that depend on name.
 func blob(name string, n int) []byte {
-	var seed [32]byte
-	copy(seed[:], name)
-	b := make([]byte, n)
-	rand.NewChaCha8(seed).Read(b)
-	return b
+	return noise.Named(n, name)
 }
 
 // write makes a file of the vault's root, or of dir.
@@ -217,6 +213,7 @@ func (r *recallRig) want(ino uint64, data []byte, off int64, n int) {
 // state returns user.cas.state.
 func (r *recallRig) state(ino uint64) string {
 	r.t.Helper()
+	synctest.Wait() // a reader has its bytes before its retrieval ends
 	s, err := r.e.Stat(r.t.Context(), ino)
 	if err != nil {
 		r.t.Fatal(err)
@@ -229,6 +226,14 @@ func (r *recallRig) jobs(want int) {
 	r.t.Helper()
 	if got := r.srv.Count(cas.OpInitiateJob); got != want {
 		r.t.Errorf("%d jobs were asked for, want %d", got, want)
+	}
+}
+
+// noneLeft expects that no retrieval is recorded.
+func (r *recallRig) noneLeft() {
+	r.t.Helper()
+	for _, rec := range r.retrievals() {
+		r.t.Errorf("left: %+v", rec)
 	}
 }
 

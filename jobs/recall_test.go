@@ -118,6 +118,7 @@ func TestStopAdmittingEndsWaits(t *testing.T) {
 }
 
 func TestRestartGoesOn(t *testing.T) {
+	t.Parallel()
 	for _, at := range []time.Duration{time.Second, 2 * time.Hour, 4*time.Hour - time.Second} {
 		t.Run(at.String(), func(t *testing.T) {
 			inBubble(t, func(t *testing.T) {

@@ -267,7 +267,8 @@ func (e *Engine) recoverUploads() error {
 			if v.State == catalog.Uploading {
 				e.settle.retry(v.Ino, now)
 			} else {
-				e.settle.start(v.Ino, time.Unix(0, v.StagedAt).Add(e.opts.Settle))
+				// The clock may have been ahead when it was staged.
+				e.settle.start(v.Ino, earlier(time.Unix(0, v.StagedAt), now).Add(e.opts.Settle))
 			}
 		}
 		return nil

@@ -73,6 +73,7 @@ var refusedSizes = map[string]struct {
 
 // What the service refuses for good, whichever request it is: kept, shown with what to do, told once, and sent when it is allowed.
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	limit := [2]string{"LimitExceededException", "have it raised"}
 	denied := [2]string{"AccessDeniedException", "have this key allowed"}
 	for _, x := range []struct {
@@ -118,6 +119,7 @@ func TestRefusals(t *testing.T) {
 
 // The same while a file is being written, and for another that has nothing to do with it.
 func TestRefusalsWhileStreaming(t *testing.T) {
+	t.Parallel()
 	for _, op := range []string{cas.OpInitiateUpload, cas.OpUploadPart, cas.OpCompleteUpload} {
 		t.Run(op, func(t *testing.T) {
 			inBubble(t, func(t *testing.T) {
@@ -178,6 +180,7 @@ func TestRefusedStreamStandsInNobodysWay(t *testing.T) {
 
 // Uploads that the service forgets, for others abort them: sent anew, each archive once.
 func TestUploadsAborted(t *testing.T) {
+	t.Parallel()
 	t.Run("ordinary", func(t *testing.T) {
 		quietly(t, func(o *Options) { o.Parts, o.SegmentSize = 2, 4<<20 }, func(t *testing.T, r *rig) {
 			data := pattern(11<<20, 1)
@@ -250,6 +253,7 @@ func TestUploadsAborted(t *testing.T) {
 
 // A file that is written so slowly that the uploads of its segments expire.
 func TestStreamExpires(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := streamRig(t, func(o *Options) { o.virtualTime, o.StagingSize = true, 32<<20 }) // segments of 4 MiB
 		r.close()
@@ -309,6 +313,7 @@ func TestAbandonedAndForgotten(t *testing.T) {
 
 // One request in ten fails while a file is streamed that is longer than the staging area, in every way there is.
 func TestStreamThroughFaults(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := streamRig(t, func(o *Options) {
 			o.virtualTime = true

@@ -14,6 +14,9 @@ import (
 func (r *recaller) etaLocked(rt *retrieval, now time.Time) *time.Time {
 	rest := time.Duration(float64(max(rt.rec.Len-rt.done, 0)) / r.speed.get() * float64(time.Second))
 	var t time.Time
+	if rt.held || rt.crowded { // nobody knows when there will be room
+		return nil
+	}
 	switch rt.rec.State {
 	case catalog.Wanted:
 		t = now.Add(max(rt.notBefore.Sub(now), 0) + r.expectLocked(rt.tier()) + rest)
@@ -24,7 +27,7 @@ func (r *recaller) etaLocked(rt *retrieval, now time.Time) *time.Time {
 		}
 		t = ready.Add(rest)
 	case catalog.Ready, catalog.Fetching:
-		t = now.Add(rest)
+		t = now.Add(max(rt.notBefore.Sub(now), 0) + rest)
 	default:
 		return nil
 	}

@@ -57,11 +57,15 @@ type retrieval struct {
 	sums      map[int64]cas.Hash
 	done      int64
 	refetched bool // the whole did not match once
+	reread    bool // some of it could not be read back once
 	finishing bool
+	good      bool  // all of it is what it should be, and is being recorded
 	size      int64 // of its file, once that is open
 	large     bool  // which does not fit in the cache
 	streaming bool  // nor does this part of it, with the rest that is wanted
 	crowded   bool  // the last piece found no room
+	noRoom    int   // tries in a row that found none
+	held      bool  // its output expired: no other job is wanted before there is room
 	digests   int   // pieces that did not match their hash
 	spoiled   bool  // too many of them
 }
@@ -120,10 +124,7 @@ func (r *recaller) addLocked(rt *retrieval) {
 	if rt.rec.JobID != "" {
 		r.byJob[rt.rec.JobID] = append(r.byJob[rt.rec.JobID], rt)
 	}
-	if !rt.rec.Explicit {
-		rt.counted = true
-		r.guard.files++
-	}
+	r.recountLocked(rt)
 	r.countLocked(rt)
 }
 
@@ -165,13 +166,9 @@ func (r *recaller) removeLocked(rt *retrieval) {
 	if len(r.byVault[rt.rec.VaultName]) == 0 {
 		delete(r.byVault, rt.rec.VaultName)
 	}
-	is := func(x *retrieval) bool { return x == rt }
-	r.ready = slices.DeleteFunc(r.ready, is)
-	r.active = slices.DeleteFunc(r.active, is)
-	if rt.counted {
-		rt.counted = false
-		r.guard.files--
-	}
+	r.unopenLocked(rt)
+	r.roomCameLocked()
+	r.uncountLocked(rt)
 	r.countLocked(rt)
 	r.dead = append(r.dead, rt)
 	rt.wake()
@@ -189,10 +186,7 @@ func (r *recaller) cancelLocked(rt *retrieval) {
 
 func (r *recaller) makeExplicitLocked(rt *retrieval, tier string) {
 	rt.rec.Ahead = false
-	if rt.counted {
-		rt.counted = false
-		r.guard.files--
-	}
+	r.uncountLocked(rt)
 	if !rt.rec.Explicit {
 		rt.rec.Explicit = true
 		rt.saved = false
@@ -202,8 +196,13 @@ func (r *recaller) makeExplicitLocked(rt *retrieval, tier string) {
 	if tier != "" && rt.rec.State == catalog.Wanted && !rt.asking {
 		rt.rec.Tier = tier
 	}
-	if rt.large && rt.size <= r.roomForLocked(rt.key.ino) { // there was less when it was opened
+	if rt.large && rt.size <= r.emptyRoomLocked(rt.key.ino) { // there was less when it was opened, or others fill the disk
 		rt.large, rt.streaming = false, false
+		r.countLocked(rt)
+		r.wakeFetchersLocked()
+	} else if rt.streaming && rt.rec.Len-rt.done <= r.emptyRoomLocked(rt.key.ino) {
+		rt.streaming = false // what the cache has of the file beside gives way
+		r.countLocked(rt)
 		r.wakeFetchersLocked()
 	}
 	rt.notBefore = time.Time{}
@@ -327,7 +326,7 @@ func (r *recaller) fail(rt *retrieval, cause error, damaged bool) {
 		}
 	}
 	r.failed[rt.arc.Num] = givenUp{rec: rt.rec, err: err, at: time.Now()}
-	r.waves.failedLocked(rt.key, cause)
+	r.waves.failedLocked(rt, cause)
 	r.removeLocked(rt)
 	r.mu.Unlock()
 	if _, err := r.save(rt); err != nil {
@@ -356,23 +355,6 @@ func (r *recaller) forgetFailureLocked(archive uint64) {
 func (r *recaller) deleteRecord(id uint64) {
 	if _, err := r.e.catalog.Update(func(tx *catalog.Tx) error { return tx.DeleteRetrieval(id) }); err != nil {
 		r.log.Error("a retrieval's record stays behind", "error", err)
-	}
-}
-
-// markDamaged records that the vault's copy of a version is bad or gone.
-func (r *recaller) markDamaged(key verKey, why string) {
-	f, err := r.e.acquire(key.ino)
-	if err != nil {
-		return
-	}
-	defer f.put()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.ver.V != key.v || f.ver.State != catalog.Archived {
-		return
-	}
-	if err := r.setVersion(f, func(v *catalog.Version) { v.Damaged, v.Error = true, why }); err != nil {
-		r.log.Error("damage is not recorded", "ino", key.ino, "error", err)
 	}
 }
 
@@ -451,6 +433,7 @@ func (r *recaller) ask(ctx context.Context, rt *retrieval) {
 		// The job may be running: the list tells, once the service had time to add it.
 		rt.rec.Uncertain, rt.rec.Error = true, err.Error()
 		rt.notBefore = now.Add(10 * time.Second)
+	case rt.finishing: // others have brought it
 	case rt.rec.Ahead && !errors.Is(err, cas.ErrThrottled) && !errors.Is(err, cas.ErrUnavailable) && (q.Tier != cas.Expedited || !errors.Is(err, cas.ErrInvalid)):
 		r.dropAheadLocked(rt, err)
 	case errors.Is(err, cas.ErrNotFound):

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/casfs/casfs/cas"
 	"github.com/casfs/casfs/cas/castest"
 	"github.com/casfs/casfs/cas/local"
+	"github.com/casfs/casfs/internal/noise"
 )
 
 // rig is an engine on an in-process service.
@@ -153,10 +153,7 @@ func (r *rig) must(err error) {
 }
 
 func pattern(n int, seed uint64) []byte {
-	b := make([]byte, n)
-	c := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), 1})
-	c.Read(b)
-	return b
+	return noise.Bytes(n, seed)
 }
 
 // write creates (or with trunc opens) name and writes data to it.
@@ -198,15 +195,16 @@ func (r *rig) read(ino uint64) []byte {
 
 func (r *rig) readHandle(h *Handle) []byte {
 	r.t.Helper()
-	var out []byte
-	buf := make([]byte, 128<<10)
+	a, err := r.e.Getattr(context.Background(), h.Ino())
+	r.must(err)
+	out := make([]byte, 0, a.Size+1) // grown piece by piece it would be copied several times
 	for {
-		n, err := h.ReadAt(context.Background(), someone, buf, int64(len(out)))
+		n, err := h.ReadAt(context.Background(), someone, out[len(out):min(cap(out), len(out)+128<<10)], int64(len(out)))
 		r.must(err)
 		if n == 0 {
 			return out
 		}
-		out = append(out, buf[:n]...)
+		out = out[:len(out)+n]
 	}
 }
 
@@ -247,6 +245,10 @@ func (r *rig) stat(ino uint64) FileStatus {
 func (r *rig) wantState(ino uint64, want string) FileStatus {
 	r.t.Helper()
 	s := r.stat(ino)
+	if want == "resident" && s.State == "recalling" {
+		// Readers get bytes before all of the archive has been checked.
+		eventually(r.t, func() bool { s = r.stat(ino); return s.State != "recalling" })
+	}
 	if s.State != want {
 		r.t.Fatalf("%s is %s (%s, error %q), want %s", s.Path, s.State, s.Explain, s.Error, want)
 	}

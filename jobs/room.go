@@ -1,10 +1,13 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
+	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cache/content"
@@ -22,6 +25,11 @@ func (r *recaller) roomBeside(pinned int64) int64 {
 // mostRoom is room with nothing else on the disk, nor pinned: what is larger will never fit.
 func (r *recaller) mostRoom() int64 { return r.roomIn(r.e.store.Usage().CacheLimit) }
 
+// emptyRoomLocked is roomForLocked when others have left the disk.
+func (r *recaller) emptyRoomLocked(ino uint64) int64 {
+	return r.roomIn(max(r.e.store.Usage().CacheLimit-r.pins.bytes.Load()+r.pins.size[ino], 0))
+}
+
 func (r *recaller) roomIn(all int64) int64 { return max(all-int64(r.o.fetches)*r.o.piece, all/2) }
 
 // makeRoom reserves n bytes for a piece of a file. For a reader that waits it takes them, if
@@ -30,15 +38,18 @@ func (r *recaller) roomIn(all int64) int64 { return max(all-int64(r.o.fetches)*r
 func (r *recaller) makeRoom(ctx context.Context, fl *flight, n int64) (release func(), err error) {
 	if fl.large {
 		r.dropBehind(fl, n)
+		if over := bytesFrom(fl.local.VerifiedRanges(), 0) + n - r.roomFor(fl.rt.key.ino); over > 0 {
+			r.dropForRange(fl, over) // a cache that is full to the brim evicts the whole file in the end
+		}
 	}
 	release, err = r.e.store.ReserveContent(ctx, n)
 	if err == nil || !errors.Is(err, content.ErrNoSpace) {
 		return release, err
 	}
-	if !fl.demanded {
+	if !fl.demanded && !r.dropForRange(fl, n) && !r.dropForNext(fl, n) {
 		return nil, fmt.Errorf("%w: %w", errNoRoom, err)
 	}
-	if !r.dropForReader(fl, n) {
+	if fl.demanded && !r.dropForReader(fl, n) {
 		return nil, err
 	}
 	return r.e.store.ReserveContent(ctx, n)
@@ -56,7 +67,8 @@ func (r *recaller) dropBehind(fl *flight, n int64) {
 	if from == 0 {
 		return
 	}
-	r.dropRanges(rt.file, fl.local, content.Range{Len: from}, have+n-limit, r.settledIn(rt.key))
+	settled, recalled := r.settledIn(rt.key), r.recalledBy(rt)
+	r.dropRanges(rt.file, fl.local, content.Range{Len: from}, have+n-limit, func(x content.Range) bool { return settled(x) && !recalled(x) })
 }
 
 // behind returns the offset in f before which nobody reads: where the last reader of rt was when there is none.
@@ -124,8 +136,7 @@ func (r *recaller) dropForReader(fl *flight, n int64) bool {
 		if gone || f == nil || local == nil || rt != here && wanted {
 			continue
 		}
-		lo, m := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
-		freed += r.dropRanges(f, local, content.Range{Off: lo, Len: m}, n-freed, r.unwantedIn(rt.key))
+		freed += r.dropFetched(rt, f, local, n-freed, rt.key != here.key)
 	}
 	if fl.large && freed < n {
 		// Farthest first, for it is wanted last.
@@ -140,6 +151,92 @@ func (r *recaller) dropForReader(fl *flight, n int64) bool {
 		}
 	}
 	return freed > 0
+}
+
+// dropForRange makes room for a recalled range of a file that does not fit in the cache, by what the cache has of the file beside: the store
+// does not evict a file that is being recalled.
+func (r *recaller) dropForRange(fl *flight, n int64) bool {
+	if !fl.large || !fl.rt.rec.Explicit {
+		return false
+	}
+	settled, unwanted, recalled := r.settledIn(fl.rt.key), r.unwantedIn(fl.rt.key), r.recalledBy(fl.rt)
+	return r.dropRanges(fl.rt.file, fl.local, content.Range{Len: math.MaxInt64}, n, func(x content.Range) bool {
+		return settled(x) && unwanted(x) && !recalled(x)
+	}) > 0
+}
+
+// dropForNext lets one retrieval go on when what was begun of many fills the cache, nobody waits for any of them, and so none would
+// ever come to its end: the one that misses the least takes from the others what it misses, when it has found no room twice; and from streams
+// that nobody reads any more.
+func (r *recaller) dropForNext(fl *flight, n int64) bool {
+	now := time.Now()
+	r.mu.Lock()
+	var next *retrieval
+	var victims []*retrieval
+	left := func(rt *retrieval) int64 {
+		if rt.streaming {
+			return r.o.piece
+		}
+		return rt.rec.Len - rt.done
+	}
+	for _, rt := range r.active {
+		if rt.finishing || rt.lost {
+			continue
+		}
+		recalled := len(r.rangesLocked(rt)) > 0
+		if rt.idleStream(now) {
+			victims = append(victims, rt)
+			if !recalled {
+				continue
+			}
+		}
+		if (rt.streaming || rt.large && !rt.rec.Explicit) && !recalled || len(rt.demand) > 0 {
+			continue
+		}
+		if !rt.streaming {
+			victims = append(victims, rt)
+		}
+		if rt != fl.rt && !rt.crowded && rt.notBefore.After(now) {
+			continue // the service does not give it now
+		}
+		if next == nil || left(rt) < left(next) || left(rt) == left(next) && rt.order < next.order {
+			next = rt
+		}
+	}
+	if next != fl.rt || !next.crowded {
+		r.mu.Unlock()
+		return false
+	}
+	want := max(left(next), n)
+	slices.SortStableFunc(victims, func(a, b *retrieval) int { return cmp.Compare(left(b), left(a)) })
+	r.mu.Unlock()
+	var freed int64
+	for _, rt := range victims {
+		r.mu.Lock()
+		f, local, busy := rt.file, rt.local, rt.gone || rt.finishing || len(rt.demand) > 0
+		r.mu.Unlock()
+		if busy || freed >= want || rt.arc.Num == fl.rt.arc.Num || f == nil || local == nil {
+			continue
+		}
+		freed += r.dropFetched(rt, f, local, want-freed, true)
+	}
+	return freed > 0
+}
+
+// dropFetched frees up to want bytes of what a retrieval has brought into f, which comes again by itself or when it is read; and with
+// settled of what others have brought there before it, if it is a stream: the store does not evict a file that is being recalled.
+func (r *recaller) dropFetched(rt *retrieval, f *file, local *content.File, want int64, settled bool) int64 {
+	unwanted := r.unwantedIn(rt.key)
+	lo, m := rt.toFile(cas.Range{Off: rt.rec.Off, Len: rt.rec.Len})
+	freed := r.dropRanges(f, local, content.Range{Off: lo, Len: m}, want, unwanted)
+	r.mu.Lock()
+	settled = settled && rt.streaming
+	r.mu.Unlock()
+	if settled && freed < want {
+		settled := r.settledIn(rt.key)
+		freed += r.dropRanges(f, local, content.Range{Len: math.MaxInt64}, want-freed, func(x content.Range) bool { return settled(x) && unwanted(x) })
+	}
+	return freed
 }
 
 // unwantedIn tells ranges of a version that nobody waits for.

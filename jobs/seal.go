@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +20,29 @@ type sealed struct {
 	local  *content.File
 	writes uint64
 	segs   []catalog.Upload
+
+	// open: somebody had it open for writing, and may have it mapped. Then nothing is read before it is durable: a
+	// page that a mapping has made dirty takes further stores without moving the mtime until it was written out.
+	open bool
+	// durable waits until the bytes are on stable storage. Parts may go before that, but nothing that makes an
+	// archive: after a power loss other bytes would be sent under the same intent.
+	durable func() error
+}
+
+// syncBeside begins to write the version out beside everything else, for durable to wait for. stop waits for the end of it.
+func (e *Engine) syncBeside(j *sealed) (stop func()) {
+	done := make(chan struct{})
+	var err error
+	go func() {
+		defer close(done)
+		e.hit("sealed.syncing")
+		err = j.local.Sync()
+	}()
+	j.durable = func() error {
+		<-done
+		return err
+	}
+	return func() { <-done }
 }
 
 // seal freezes the current version. A nil result without error means there is nothing to upload.
@@ -48,8 +72,8 @@ func (e *Engine) seal(f *file) (*sealed, uint64, error) {
 			}
 			continue
 		}
-		// The times first, then Sync, then the bytes: a store through a shared mapping
-		// at any moment from here on moves the mtime, and commit sees it.
+		// The times first, then the bytes, and Sync before them if it may be mapped already: a store through a
+		// shared mapping at any moment from here on moves the mtime, and commit sees it.
 		size, err := f.local.Size()
 		if err != nil {
 			return nil, 0, err
@@ -58,16 +82,20 @@ func (e *Engine) seal(f *file) (*sealed, uint64, error) {
 		if err != nil {
 			return nil, 0, err
 		}
+		v := f.ver.V
 		if f.unchangedLocked() {
-			e.syncEvent(f.ino, nil)
+			e.syncEvent(f.ino, v, nil)
 			return nil, 0, nil
+		}
+		if f.ver.V != v {
+			return nil, 0, f.putOffLocked()
 		}
 		if f.ver.State == catalog.Uploading {
 			if moved, err := f.movedLocked(size, mtime, f.ver); moved || err != nil {
 				if err != nil {
 					return nil, 0, err
 				}
-				continue
+				return nil, 0, f.putOffLocked()
 			}
 			segs, err := e.segments(f)
 			if errors.Is(err, catalog.ErrDamaged) {
@@ -75,12 +103,12 @@ func (e *Engine) seal(f *file) (*sealed, uint64, error) {
 				if err := f.supersedeLocked(0, 0); err != nil {
 					return nil, 0, err
 				}
-				continue
+				return nil, 0, f.putOffLocked()
 			}
 			if err != nil {
 				return nil, 0, err
 			}
-			return &sealed{f, f.ver, f.local, f.writes, segs}, f.seq, nil
+			return &sealed{f: f, ver: f.ver, local: f.local, writes: f.writes, segs: segs, open: f.writers > 0}, f.seq, nil
 		}
 		f.inode.Size = size
 		if size == 0 {
@@ -90,6 +118,16 @@ func (e *Engine) seal(f *file) (*sealed, uint64, error) {
 			return nil, 0, err
 		}
 	}
+}
+
+// putOffLocked ends an upload whose version it has itself superseded, which ends whatever works for that: the new one waits
+// to be quiet, as any other.
+func (f *file) putOffLocked() error {
+	if err := f.flushLocked(); err != nil {
+		f.e.log.Error("recording size and times", "path", f.e.path(f.ino), "err", err)
+	}
+	f.settleLocked()
+	return errSuperseded
 }
 
 // movedLocked makes a new version when the staging file of a sealed one is not what it was: bytes
@@ -219,15 +257,42 @@ func describeTx(tx *catalog.Tx, i catalog.Inode, v catalog.Version, u *catalog.U
 		return err
 	}
 	_, path, _ = strings.Cut(path, "/")
+	dirs, err := dirModes(tx, vault.Ino, path)
+	if err != nil {
+		return err
+	}
+	if guessDir(i.Mode) == usualDir && !slices.ContainsFunc(dirs, func(mode uint32) bool { return mode != usualDir }) {
+		dirs = nil
+	}
 	u.Ino, u.V, u.Seg, u.Segs = i.Ino, v.V, k, n
 	u.Vault, u.VaultName = vault.Ino, vault.Name
 	u.State = catalog.Intended
 	u.Started = time.Now().UnixNano()
 	u.Description = formatDescription(Metadata{
 		Intent: u.Intent, Ino: i.Ino, V: v.V, Size: i.Size, Mtime: i.Mtime,
-		Mode: i.Mode & 07777, UID: i.UID, GID: i.GID, Born: i.Btime, Seg: k, Segs: n, Set: set, Off: u.Off, Path: path,
+		Mode: i.Mode & 07777, UID: i.UID, GID: i.GID, Born: i.Btime, Seg: k, Segs: n, Set: set, Off: u.Off, Path: path, Dirs: dirs,
 	})
 	return nil
+}
+
+// dirModes returns the modes of the directories of a path that begins in dir.
+func dirModes(tx *catalog.Tx, dir uint64, path string) (modes []uint32, err error) {
+	for {
+		name, rest, more := strings.Cut(path, "/")
+		if !more {
+			return modes, nil
+		}
+		d, err := tx.Lookup(dir, name)
+		if err != nil {
+			return nil, err
+		}
+		i, err := tx.Inode(d.Ino)
+		if err != nil {
+			return nil, err
+		}
+		modes = append(modes, i.Mode&07777)
+		dir, path = i.Ino, rest
+	}
 }
 
 // planSegments covers size bytes with the uploads that exist (in order of offset, not overlapping) and new ones in between.

@@ -188,6 +188,16 @@ func (e *Engine) streamSegmentOn(ctx context.Context, f *file, s *stream, g *seg
 		return err
 	}
 	f.mu.Lock()
+	ending := f.endingLocked(g, pressed)
+	f.mu.Unlock()
+	if !ending {
+		return ctx.Err()
+	}
+	// The local bytes will count as a copy of the archive, also after a power loss. Those that change from here on take their part out.
+	if err := l.Sync(); err != nil {
+		return err
+	}
+	f.mu.Lock()
 	if f.stream != s || f.ver.State != catalog.Staged || !f.endingLocked(g, pressed) {
 		f.mu.Unlock()
 		return ctx.Err()

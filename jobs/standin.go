@@ -16,9 +16,6 @@ type standIn struct {
 	a    catalog.Archive
 }
 
-// standInMargin is how long before its deadline an archive is not taken out of the trash any more: it may be on its way out.
-const standInMargin = time.Hour
-
 // twice decides about an archive that holds what another of the catalog holds, which a file consists of. It goes to
 // the trash only if the other was listed by this inventory, too.
 func (m *merger) twice(tx *catalog.Tx, e cas.InventoryEntry, a, twin catalog.Archive, now time.Time) error {
@@ -114,7 +111,7 @@ func (r *recaller) standInTx(tx *catalog.Tx, s standIn) (used bool, err error) {
 	a := s.a
 	known, err := tx.ArchiveByID(a.Vault, a.ID)
 	switch {
-	case err == nil && known.State != catalog.Trash || gone.State != catalog.Missing:
+	case err == nil && !mayLeaveTrash(known, time.Now()) || gone.State != catalog.Missing:
 		return false, nil // it was decided otherwise meanwhile
 	case err == nil:
 		a = known
@@ -192,14 +189,14 @@ func (r *recaller) standIns(lost []catalog.Archive, since int64) (list []standIn
 			want[bytes{a.Size, a.TreeHash}] = append(want[bytes{a.Size, a.TreeHash}], a)
 		}
 	}
-	least := time.Now().Add(standInMargin).UnixNano()
+	now := time.Now()
 	err = r.e.catalog.View(func(tx *catalog.Tx) error {
 		for a, err := range tx.TrashUntil(math.MaxInt64) {
 			if err != nil {
 				return err
 			}
 			k := bytes{a.Size, a.TreeHash}
-			if len(want[k]) == 0 || a.Vault != want[k][0].Vault || a.Deadline < least || a.Confirmed < since {
+			if len(want[k]) == 0 || a.Vault != want[k][0].Vault || !mayLeaveTrash(a, now) || a.Confirmed < since {
 				continue
 			}
 			used, err := inUse(tx, a)

@@ -47,6 +47,7 @@ func (r *recallRig) purge() {
 // A lost answer has left two archives of a file. When the one that the catalog knows is gone, the other takes its
 // place; it is never the one in the trash.
 func TestDuplicateOfAMissingArchive(t *testing.T) {
+	t.Parallel()
 	lost := func(t *testing.T, r *recallRig) (ino uint64, data []byte) {
 		r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.LoseReply, Count: 1})
 		return r.coldFile("f", 1000)

@@ -126,7 +126,7 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 	}
 	whole := f.wholeLocked()
 	checked := f.checkedLocked()
-	writers := f.writers
+	writing := f.writingLocked()
 	var some, missing, last bool
 	if v.State == catalog.Archived && v.V != 0 && !v.Damaged && len(v.Extents) > 0 {
 		if last, err = e.lastCopy(f.inode.Vault, v); err != nil {
@@ -173,6 +173,9 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 	case v.State == catalog.Archived && v.Damaged:
 		s.State = "damaged"
 		s.Explain = "The vault's copy failed verification or is gone."
+		if recalling && r.State != "failed" {
+			s.Explain += " It is being recalled once more, and counts as damaged until what comes has been verified."
+		}
 		if whole {
 			s.Explain += " The local copy is complete and can still be read: casfs check --repair uploads it again."
 		}
@@ -196,6 +199,9 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 		if r.ETA != nil {
 			s.Explain += " Expected by " + r.ETA.Local().Format("2006-01-02 15:04") + "."
 		}
+		if r.Error != "" {
+			s.Explain += " It does not get on at the moment and is tried again: " + r.Error + "."
+		}
 	case v.State == catalog.Archived && some:
 		s.State = "partial"
 		s.Explain = "In the vault; some of its bytes are on this machine, reading the others starts a retrieval."
@@ -203,7 +209,7 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 		s.State = "cold"
 		s.Explain = "Only in the vault: reading it starts a retrieval, which takes minutes to hours."
 	default:
-		e.explainUpload(&s, v, writers)
+		e.explainUpload(&s, v, writing)
 	}
 	switch {
 	case s.Pinned && e.recall.keep(ino, s.Size):
@@ -215,7 +221,7 @@ func (e *Engine) stat(ino uint64, archives bool) (FileStatus, error) {
 }
 
 // explainUpload describes a version that is not in the vault yet.
-func (e *Engine) explainUpload(s *FileStatus, v catalog.Version, writers int) {
+func (e *Engine) explainUpload(s *FileStatus, v catalog.Version, writing bool) {
 	st, done, active := e.up.active(s.Ino)
 	s.State = "staged"
 	if v.State == catalog.Uploading {
@@ -232,7 +238,7 @@ func (e *Engine) explainUpload(s *FileStatus, v catalog.Version, writers int) {
 		s.Explain = "On its way into the vault; until it is there the only copy is on this machine, and it is kept."
 	case s.Error != "":
 		s.Explain = "Only on this machine: the upload failed (" + s.Error + ") and is tried again; the bytes are kept until it works."
-	case writers > 0:
+	case writing:
 		s.Explain = "Only on this machine: it is being written. It is uploaded some time after it is closed."
 	case active:
 		s.Explain = "Only on this machine: it waits for its turn to be uploaded."
@@ -241,12 +247,19 @@ func (e *Engine) explainUpload(s *FileStatus, v catalog.Version, writers int) {
 	}
 }
 
+func entries(n int64, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprint(n, " ", many)
+}
+
 func (s *FileStatus) explainOther(i catalog.Inode, v catalog.Vault, isVault bool) {
 	switch {
 	case isVault:
 		s.Type = "vault"
 		var b strings.Builder
-		fmt.Fprintf(&b, "A vault of the account, %d entries at its top.", i.Entries)
+		fmt.Fprintf(&b, "A vault of the account, %s at its top.", entries(i.Entries, "entry", "entries"))
 		if v.Archives >= 0 {
 			fmt.Fprintf(&b, " The service counted %d archives of %d bytes on %s.", v.Archives, v.Bytes, time.Unix(0, v.LastInventory).UTC().Format(time.DateOnly))
 		}
@@ -254,8 +267,10 @@ func (s *FileStatus) explainOther(i catalog.Inode, v catalog.Vault, isVault bool
 			b.WriteString(" The service no longer lists it.")
 		}
 		s.Explain = b.String()
+	case i.Ino == catalog.RootIno:
+		s.Explain = "The account, " + entries(i.Entries, "vault", "vaults") + "."
 	case s.Type == "directory":
-		s.Explain = fmt.Sprintf("A directory of %d entries; directories live in the catalog only.", i.Entries)
+		s.Explain = "A directory of " + entries(i.Entries, "entry", "entries") + "; directories live in the catalog only."
 	default:
 		s.Explain = "A " + s.Type + " lives in the catalog only."
 	}

@@ -265,7 +265,7 @@ func (e *Engine) streamOn(ctx context.Context, f *file, s *stream, v uint64) (bu
 		return false, errSuperseded
 	}
 	g := s.nextLocked()
-	if g == nil && f.head > s.endLocked()+e.opts.PartSize {
+	if g == nil && f.fds == 0 && f.head > s.endLocked()+e.opts.PartSize {
 		g, err = f.newSegmentLocked(s, pressed)
 		if err != nil {
 			f.mu.Unlock()

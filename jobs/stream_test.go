@@ -193,14 +193,19 @@ func TestStreamIsReadWhileItIsCommitted(t *testing.T) {
 	data := pattern(40<<20+5, 3)
 	var ino uint64
 	reads := 0
+	removed := make(chan struct{})
 	r.e.atPoints(func(point string) {
-		if point == "committed" && ino != 0 && reads == 0 {
+		switch {
+		case point == "committed" && ino != 0 && reads == 0:
 			reads++
 			r.expect(ino, data)
+		case point == "stream.removed":
+			close(removed)
 		}
 	})
 	ino = r.write("f", data)
 	r.sync()
+	<-removed // Sync has only seen the record
 	if reads != 1 {
 		t.Fatalf("%d reads at the point", reads)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"syscall"
 	"time"
@@ -41,8 +42,9 @@ type syncWant struct {
 	size int64
 }
 
-// syncEvent tells waiting callers that ino has been archived or is gone (nil), or failed for good.
-func (e *Engine) syncEvent(ino uint64, err error) {
+// syncEvent tells waiting callers that ino's version v has been archived or is gone (nil), or failed for good. Those who wait
+// for a later one do not hear of it.
+func (e *Engine) syncEvent(ino, v uint64, err error) {
 	e.problemsMu.Lock()
 	var jobs []*syncJob
 	for j := range e.syncs {
@@ -50,14 +52,14 @@ func (e *Engine) syncEvent(ino uint64, err error) {
 	}
 	e.problemsMu.Unlock()
 	for _, j := range jobs {
-		j.note(ino, err)
+		j.note(ino, v, err)
 	}
 }
 
-func (j *syncJob) note(ino uint64, err error) {
+func (j *syncJob) note(ino, v uint64, err error) {
 	j.mu.Lock()
 	w, ok := j.want[ino]
-	if ok {
+	if ok = ok && v >= w.v; ok {
 		delete(j.want, ino)
 		if err != nil {
 			j.failed[ino] = err
@@ -273,7 +275,7 @@ func (e *Engine) recheck(j *syncJob) error {
 	j.mu.Unlock()
 	var done, again []uint64
 	err := e.catalog.View(func(tx *catalog.Tx) error {
-		for ino, w := range want {
+		for ino := range want {
 			i, err := tx.Inode(ino)
 			if errors.Is(err, catalog.ErrNotExist) || err == nil && (i.Nlink == 0 || i.Version == 0) {
 				done = append(done, ino)
@@ -286,10 +288,10 @@ func (e *Engine) recheck(j *syncJob) error {
 			if err != nil {
 				return err
 			}
-			switch {
-			case v.State == catalog.Archived && v.V >= w.v:
+			if v.State == catalog.Archived {
+				// Also an earlier one: what was made for stores that did not come is undone.
 				done = append(done, ino)
-			default:
+			} else {
 				again = append(again, ino)
 			}
 		}
@@ -299,7 +301,7 @@ func (e *Engine) recheck(j *syncJob) error {
 		return err
 	}
 	for _, ino := range done {
-		j.note(ino, nil)
+		j.note(ino, math.MaxUint64, nil)
 	}
 	for _, ino := range again {
 		if _, _, ok := e.up.active(ino); !ok {
@@ -325,8 +327,8 @@ func (u *uploader) sending(j *syncJob) int64 {
 	return n
 }
 
-// Drain is Sync of everything, for unmount; it returns what is left when ctx ends.
-// What fails for good is left too, with ErrUpload.
+// Drain is Sync of everything, for unmount; it returns what is left when ctx ends, and begins nothing when that was
+// before. What fails for good is left too, with ErrUpload.
 func (e *Engine) Drain(ctx context.Context, progress func(Progress)) ([]Pending, error) {
 	for {
 		err := e.flushAll()
@@ -334,6 +336,9 @@ func (e *Engine) Drain(ctx context.Context, progress func(Progress)) ([]Pending,
 			var wants map[uint64]syncWant
 			if wants, err = e.stagedBelow(nil); err == nil && len(wants) == 0 {
 				return nil, e.catalog.Barrier(context.WithoutCancel(ctx), 0)
+			}
+			if err == nil {
+				err = ctx.Err() // what only waited to be quiet is not sent for half of a moment
 			}
 			if err == nil {
 				var failed map[uint64]error

@@ -248,7 +248,11 @@ func (e *Engine) setattr(ctx context.Context, c Caller, ino uint64, s SetAttr) (
 	}
 	defer f.put()
 	if s.Size != nil {
-		if err := f.truncate(ctx, c, *s.Size); err != nil {
+		err := f.truncate(ctx, c, *s.Size)
+		f.mu.Lock()
+		f.settleLocked() // also when it failed: perhaps after it had made a new version
+		f.mu.Unlock()
+		if err != nil {
 			return Attr{}, err
 		}
 	}
@@ -292,9 +296,6 @@ func (e *Engine) setattr(ctx context.Context, c Caller, ino uint64, s SetAttr) (
 		f.adoptLocked(i)
 	}
 	e.quiet(ino)
-	if s.Size != nil && f.writers == 0 && f.ver.State == catalog.Staged && !f.orphan {
-		e.settle.start(ino, now.Add(e.opts.Settle))
-	}
 	return f.attrLocked(), nil
 }
 

@@ -15,8 +15,9 @@ import (
 // upload brings the current version of a file into the vault:
 //
 //	seal     the version becomes Uploading, with an intent per archive
-//	         barrier: bytes and records are on stable storage
-//	send     each segment: one request, or parts and Complete; what must not be forgotten is recorded between them
+//	         barrier: the records are on stable storage; the bytes follow while parts are sent already
+//	send     each segment: one request, or parts and Complete, not before the bytes are on stable storage; what must
+//	         not be forgotten is recorded between them
 //	commit   one transaction: archives, the version's extents, uploads gone, older versions' archives to the trash
 //	         barrier
 //	promote  the staging file becomes content
@@ -37,8 +38,11 @@ func (e *Engine) upload(ctx context.Context, t *task) error {
 		e.up.setBusy(j.segs[i].Intent, true)
 		defer e.up.setBusy(j.segs[i].Intent, false)
 	}
-	if err := j.local.Sync(); err != nil {
-		return err
+	defer e.syncBeside(j)()
+	if j.open {
+		if err := j.durable(); err != nil {
+			return err
+		}
 	}
 	if err := e.catalog.Barrier(ctx, seq); err != nil {
 		return err
@@ -63,6 +67,10 @@ func (e *Engine) upload(ctx context.Context, t *task) error {
 		if err := e.sentBefore(j, archives); err != nil {
 			return err
 		}
+	}
+	// Perhaps nothing was left to send.
+	if err := j.durable(); err != nil {
+		return err
 	}
 	return e.commit(ctx, j, archives)
 }
@@ -101,7 +109,7 @@ func (e *Engine) sendSegment(ctx context.Context, t *task, j *sealed, u *catalog
 		a, known := e.up.getSent(u.Intent)
 		if !known {
 			var err error
-			if a, err = e.sendSingle(ctx, t, j.local, u); err != nil {
+			if a, err = e.sendSingle(ctx, t, j, u); err != nil {
 				return a, err
 			}
 			e.up.setSent(u.Intent, a)
@@ -111,17 +119,44 @@ func (e *Engine) sendSegment(ctx context.Context, t *task, j *sealed, u *catalog
 		}
 		return e.recordSent(ctx, u, a)
 	}
-	return e.sendMultipart(ctx, t, j.local, u)
+	return e.sendMultipart(ctx, t, j, u)
 }
 
 // tiny is the size up to which a file gets a buffer of its own: as many as versions upload at once.
 const tiny = 256 << 10
 
+// answerGrace is how long a stop waits for answers to requests that are not to be repeated.
+const answerGrace = 5 * time.Second
+
+// linger returns a context that outlives a stop by answerGrace, but not that ctx's version is superseded.
+func linger(ctx context.Context) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		defer cancel()
+		if errors.Is(context.Cause(ctx), errSuperseded) {
+			return
+		}
+		grace := time.NewTimer(answerGrace)
+		defer grace.Stop()
+		select {
+		case <-grace.C:
+		case <-longer.Done():
+		}
+	})
+	return longer, func() {
+		stop()
+		cancel()
+	}
+}
+
 // sendSingle uploads a segment in one request. Its answer may get lost with the
 // work done: then the upload is marked Uncertain, durably, and sent again. The
 // intent in both descriptions is the same, so the inventory will find the
 // second archive and put it into the trash.
-func (e *Engine) sendSingle(ctx context.Context, t *task, l *content.File, u *catalog.Upload) (catalog.Archive, error) {
+func (e *Engine) sendSingle(ctx context.Context, t *task, j *sealed, u *catalog.Upload) (catalog.Archive, error) {
+	if err := j.durable(); err != nil {
+		return catalog.Archive{}, err
+	}
 	var bufs [][]byte
 	if u.Size <= tiny {
 		bufs = [][]byte{make([]byte, u.Size)}
@@ -136,7 +171,7 @@ func (e *Engine) sendSingle(ctx context.Context, t *task, l *content.File, u *ca
 	var h cas.TreeHasher
 	for i, left := 0, u.Size; left > 0; i++ {
 		b := bufs[i][:min(left, int64(len(bufs[i])))]
-		if err := readFull(l, b, u.Off+u.Size-left); err != nil {
+		if err := readFull(j.local, b, u.Off+u.Size-left); err != nil {
 			return catalog.Archive{}, err
 		}
 		h.Write(b)
@@ -144,7 +179,13 @@ func (e *Engine) sendSingle(ctx context.Context, t *task, l *content.File, u *ca
 	}
 	sum := h.Sum()
 	e.hit("single.read")
-	id, err := e.client.UploadArchive(ctx, u.VaultName, u.Description, e.up.pace(ctx, pieces{bufs, u.Size}), sum)
+	if err := ctx.Err(); err != nil {
+		return catalog.Archive{}, err
+	}
+	longer, end := linger(ctx)
+	defer end()
+	// What waits for the bandwidth limit does not go on.
+	id, err := e.client.UploadArchive(longer, u.VaultName, u.Description, e.up.pace(ctx, pieces{bufs, u.Size}), sum)
 	if err != nil {
 		if errors.Is(err, cas.ErrUnknown) {
 			e.markUncertain(u)

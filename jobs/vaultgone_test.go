@@ -51,6 +51,7 @@ var goneWords = []string{"/v/f", "does not have the vault v any more", "kept on 
 // The vault is deleted while files wait for their upload. They stay where they are, status says what to do, and they
 // go on by themselves when the vault is there again.
 func TestVaultGoneWhileFilesWait(t *testing.T) {
+	t.Parallel()
 	for name, x := range refusedSizes {
 		t.Run(name, func(t *testing.T) {
 			quietly(t, func(o *Options) { o.SegmentSize = 4 << 20 }, func(t *testing.T, r *rig) {
@@ -96,6 +97,7 @@ func TestVaultGoneWhileFilesWait(t *testing.T) {
 
 // The same in the middle of an upload: between its requests, and while one is on its way.
 func TestVaultGoneWhileUploading(t *testing.T) {
+	t.Parallel()
 	for _, at := range []struct {
 		op   string
 		skip int
@@ -142,6 +144,7 @@ func TestVaultGoneWhileUploading(t *testing.T) {
 // The vault is deleted and made again before anybody looks: what of a file was sent to
 // the old one is sent to the new one, too.
 func TestVaultMadeAnewWhileUploading(t *testing.T) {
+	t.Parallel()
 	for _, at := range []struct {
 		op   string
 		skip int
@@ -174,6 +177,7 @@ func TestVaultMadeAnewWhileUploading(t *testing.T) {
 // While a file is written that is longer than the staging area, the vault goes. Nothing leaves the disk any more,
 // the writer is told that there is no room, and goes on when there is a vault.
 func TestVaultGoneWhileStreaming(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := streamRig(t, func(o *Options) { o.virtualTime = true })
 		defer r.close()
@@ -360,6 +364,7 @@ func TestVaultMadeAnewKeepsCopies(t *testing.T) {
 
 // What is left of a file on this machine stays, too, when it is not all of it.
 func TestVaultGoneKeepsParts(t *testing.T) {
+	t.Parallel()
 	for _, how := range []string{"gone", "made anew", "damaged"} {
 		t.Run(how, func(t *testing.T) {
 			quietly(t, func(o *Options) { o.Settle, o.SegmentSize = -1, 4<<20 }, func(t *testing.T, r *rig) {
@@ -428,13 +433,13 @@ func TestVaultOfUnknownDate(t *testing.T) {
 		unknown.CreationDate = time.UnixMilli(0)
 		for _, x := range []cas.VaultInfo{unknown, info} {
 			time.Sleep(time.Minute)
-			r.must(r.e.mergeVaults([]cas.VaultInfo{x}, true))
+			r.must(r.e.mergeVaults([]cas.VaultInfo{x}, true, r.e.vaultNews.now()))
 		}
 		r.evict(ino)
 		r.expect(ino, []byte("a copy"))
 		info.CreationDate = info.CreationDate.Add(time.Second)
-		r.must(r.e.mergeVaults([]cas.VaultInfo{unknown}, true))
-		r.must(r.e.mergeVaults([]cas.VaultInfo{info}, true))
+		r.must(r.e.mergeVaults([]cas.VaultInfo{unknown}, true, r.e.vaultNews.now()))
+		r.must(r.e.mergeVaults([]cas.VaultInfo{info}, true, r.e.vaultNews.now()))
 		if res, err := r.e.Evict(context.Background(), []uint64{ino}, false); err != nil || len(res.Skipped) != 1 {
 			t.Errorf("made anew: %+v, %v", res, err)
 		}
@@ -461,6 +466,7 @@ func (r *rig) noteAnew() {
 // Who learns that the vault was made anew, and is killed right after it has recorded that, sends again all the same what
 // was sent before: an archive that went with the old vault is no part of a file.
 func TestVaultMadeAnewAndKilled(t *testing.T) {
+	t.Parallel()
 	quietly(t, func(o *Options) { o.Parts, o.SegmentSize = 2, 4<<20 }, func(t *testing.T, r *rig) {
 		data := pattern(11<<20, 1)
 		release := r.srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Hold, Skip: 6})
@@ -484,6 +490,7 @@ func TestVaultMadeAnewAndKilled(t *testing.T) {
 
 // The same with a file that is being written: nothing of it leaves the disk for the sake of an archive of the old vault.
 func TestVaultMadeAnewWhileStreaming(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := streamRig(t, func(o *Options) { o.virtualTime = true })
 		defer r.close()

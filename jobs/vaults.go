@@ -18,12 +18,12 @@ import (
 // Options.Vault, a vault that does not exist is cas.ErrNotFound.
 func (e *Engine) Probe(ctx context.Context) error {
 	if e.opts.Vault != "" {
-		v, err := e.client.DescribeVault(ctx, e.opts.Vault)
-		if err != nil {
+		if err := e.lookAtVault(ctx, e.opts.Vault); err != nil {
 			return fmt.Errorf("vault %s: %w", e.opts.Vault, err)
 		}
-		return e.mergeVaults([]cas.VaultInfo{v}, false)
+		return nil
 	}
+	asked := e.vaultNews.now()
 	var list []cas.VaultInfo
 	for v, err := range e.client.Vaults(ctx) {
 		if err != nil {
@@ -31,13 +31,13 @@ func (e *Engine) Probe(ctx context.Context) error {
 		}
 		list = append(list, v)
 	}
-	return e.mergeVaults(list, true)
+	return e.mergeVaults(list, true, asked)
 }
 
 // mergeVaults makes a directory of each vault not known yet and notes what the
 // service says of the others. With all, a vault missing from the list is
-// marked; its records stay.
-func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
+// marked; its records stay. asked is vaultNews.now from before the service was asked: what was recorded since then holds.
+func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool, asked uint64) error {
 	var added, gone, dropped []string
 	var back, anew []catalog.Vault
 	now := time.Now()
@@ -47,6 +47,12 @@ func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
 		seen := map[string]bool{}
 		for _, info := range list {
 			seen[info.Name] = true
+			if e.vaultNews.since(info.Name, asked) {
+				if !all {
+					return errOvertaken
+				}
+				continue
+			}
 			v, err := tx.VaultByName(info.Name)
 			if errors.Is(err, catalog.ErrNotExist) {
 				if info.Name == "." || info.Name == ".." {
@@ -78,6 +84,9 @@ func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
 			case was.Gone:
 				back = append(back, v)
 			}
+			if v.Gone != was.Gone || v.Created != was.Created || v.QCS != was.QCS {
+				e.vaultNews.note(v.Name)
+			}
 			if v != was {
 				if err := tx.PutVault(v); err != nil {
 					return err
@@ -92,9 +101,10 @@ func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool) error {
 			return err
 		}
 		for _, v := range known {
-			if seen[v.Name] {
+			if seen[v.Name] || e.vaultNews.since(v.Name, asked) {
 				continue
 			}
+			e.vaultNews.note(v.Name)
 			if _, err := tx.Meta(metaDeleting + v.Name); err == nil {
 				// Its deletion was cut short after the service had done its part.
 				if err := dropVaultTx(tx, v); err == nil {
@@ -181,6 +191,7 @@ func (e *Engine) mkVault(ctx context.Context, c Caller, name string, mode uint32
 	now := time.Now().UnixNano()
 	_, err = e.catalog.Update(func(tx *catalog.Tx) error {
 		var err error
+		e.vaultNews.note(name)
 		i, err = tx.Create(catalog.RootIno, name, catalog.Inode{Mode: syscall.S_IFDIR | mode&07777, UID: c.UID, GID: c.GID}, now)
 		if err != nil {
 			return err
@@ -191,10 +202,8 @@ func (e *Engine) mkVault(ctx context.Context, c Caller, name string, mode uint32
 	if err != nil {
 		return Attr{}, err
 	}
-	if info, err := e.client.DescribeVault(ctx, name); err == nil {
-		if err := e.mergeVaults([]cas.VaultInfo{info}, false); err != nil {
-			e.log.Warn("describing a new vault", "vault", name, "err", err)
-		}
+	if err := e.lookAtVault(ctx, name); err != nil {
+		e.log.Warn("describing a new vault", "vault", name, "err", err) // the list of vaults will tell
 	}
 	e.log.Info("created a vault", "vault", name)
 	a := attrOf(i)
@@ -247,7 +256,8 @@ func (e *Engine) rmVault(ctx context.Context, name string) error {
 	}
 	var v catalog.Vault
 	var live, trash int
-	var until int64
+	var until time.Time
+	now := time.Now()
 	err := e.catalog.View(func(tx *catalog.Tx) error {
 		var err error
 		v, err = tx.VaultByName(name)
@@ -269,7 +279,9 @@ func (e *Engine) rmVault(ctx context.Context, name string) error {
 			case catalog.Deleted:
 			case catalog.Trash:
 				trash++
-				until = max(until, a.Deadline)
+				if at := deletion(a, now); at.After(until) {
+					until = at
+				}
 			default:
 				live++
 			}
@@ -284,7 +296,7 @@ func (e *Engine) rmVault(ctx context.Context, name string) error {
 		return fmt.Errorf("%w: vault %s holds %d archives", ErrBusy, name, live)
 	case trash > 0:
 		return fmt.Errorf("%w: vault %s holds %d archives in the trash until %s (casfs trash purge deletes them now, for a fee)",
-			ErrBusy, name, trash, time.Unix(0, until).UTC().Format(time.RFC3339))
+			ErrBusy, name, trash, until.UTC().Format(time.RFC3339))
 	}
 	seq, err := e.catalog.Update(func(tx *catalog.Tx) error { return tx.PutMeta(metaDeleting+name, []byte{1}) })
 	if err != nil {
@@ -303,7 +315,10 @@ func (e *Engine) rmVault(ctx context.Context, name string) error {
 		return fmt.Errorf("deleting vault %s: %w", name, err)
 	}
 	e.hit("vault.deleted")
-	_, err = e.catalog.Update(func(tx *catalog.Tx) error { return dropVaultTx(tx, v) })
+	_, err = e.catalog.Update(func(tx *catalog.Tx) error {
+		e.vaultNews.note(name)
+		return dropVaultTx(tx, v)
+	})
 	if err != nil {
 		return err
 	}

@@ -121,9 +121,9 @@ func (r *recaller) ensure(ctx context.Context, c Caller, f *file, s *sequence, o
 			defer t.Stop()
 			timeout = t.C
 		}
-		changed := r.attach(w, first, rts)
+		changed := r.attach(w, f, first, rts)
 		if changed == nil {
-			continue // ended in between
+			continue // ended, or got on, in between
 		}
 		if ahead {
 			ahead = false
@@ -166,8 +166,8 @@ func (r *recaller) join(c Caller, f *file, off, n int64, since time.Time) (needs
 	if v, ok = missing(f, off, n); !ok {
 		return nil, nil, nil
 	}
-	if v.Damaged {
-		return nil, nil, fmt.Errorf("%w: %s", ErrDamaged, v.Error)
+	if r.barred(v) {
+		return nil, nil, errDamaged(v)
 	}
 	n = min(n, v.Size-off)
 	if room := r.roomFor(f.ino); n > room {
@@ -203,11 +203,15 @@ func missing(f *file, off, n int64) (catalog.Version, bool) {
 }
 
 // attach makes w wait for rts and returns the channel that is closed when first
-// gets on; nil when first has ended.
-func (r *recaller) attach(w *waiter, first *retrieval, needs []need) <-chan struct{} {
+// gets on; nil when first has ended, or what is needed of it has come already: its news are told under r.mu, after that.
+func (r *recaller) attach(w *waiter, f *file, first *retrieval, needs []need) <-chan struct{} {
+	f.mu.Lock()
+	local := f.local
+	f.mu.Unlock()
+	off, n := first.toFile(needs[0].rng)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if first.gone {
+	if first.gone || local != nil && local.Verified(off, n) {
 		return nil
 	}
 	r.waiters[w] = struct{}{}
@@ -217,6 +221,7 @@ func (r *recaller) attach(w *waiter, first *retrieval, needs []need) <-chan stru
 		}
 		k.rt.demand[w] = k.rng
 		k.rt.reader = k.rng.Off
+		r.recountLocked(k.rt)
 		if k.rt.rec.Ahead {
 			k.rt.rec.Ahead, k.rt.saved = false, false
 			r.kickLocked(k.rt.rec.VaultName)

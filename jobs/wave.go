@@ -53,9 +53,7 @@ type bulk struct {
 
 // waveFile is a version on its way for the sake of recalls.
 type waveFile struct {
-	bulks   []*bulk
-	arrived bool
-	cause   error // it failed
+	parts []*wavePart // by request
 }
 
 // waveKey orders files: smallest first, then by directory.
@@ -126,33 +124,6 @@ func (w *waves) endedLocked(key verKey) {
 	}
 }
 
-// failedLocked hears why a retrieval of a version was given up.
-func (w *waves) failedLocked(key verKey, cause error) {
-	if f := w.inflight[key]; f != nil {
-		f.cause = cause
-	}
-}
-
-// arrivedLocked hears that a retrieval of a version brought what it was for.
-func (w *waves) arrivedLocked(key verKey) {
-	if f := w.inflight[key]; f != nil {
-		f.arrived = true
-	}
-}
-
-// fetchedLocked hears of verified bytes.
-func (w *waves) fetchedLocked(key verKey, n int64) {
-	if f := w.inflight[key]; f != nil {
-		for _, b := range f.bulks {
-			b.fetched += n
-			b.current = key.ino
-		}
-	}
-	if len(w.bulks) > 0 {
-		w.kick()
-	}
-}
-
 // waveLoop turns requests into retrievals.
 func (r *recaller) waveLoop(ctx context.Context) {
 	w := &r.waves
@@ -213,21 +184,28 @@ func (r *recaller) waveLoop(ctx context.Context) {
 func (r *recaller) reapWavesLocked() {
 	w := &r.waves
 	for key := range w.look {
-		if len(r.byKey[key]) > 0 {
-			continue // another segment, or a merged window
-		}
 		f := w.inflight[key]
-		delete(w.inflight, key)
-		for _, b := range f.bulks {
-			b.pending--
-			switch {
-			case f.cause != nil:
-				b.fail(key.ino, f.cause.Error())
-			case f.arrived:
-				b.local++
-			default:
-				b.fail(key.ino, "it was deleted, changed or cancelled before it was back")
+		f.parts = slices.DeleteFunc(f.parts, func(p *wavePart) bool {
+			if r.waitsLocked(key, p) {
+				return false
 			}
+			p.b.pending--
+			switch {
+			case p.local:
+				p.b.local++
+			case p.cause != nil:
+				p.b.fail(key.ino, p.cause.Error())
+			case p.dropped:
+				p.b.fail(key.ino, "some of it had to give way to something else before the rest was there: recall less at once, or enlarge --cache-size")
+			case p.arrived:
+				p.b.local++
+			default:
+				p.b.fail(key.ino, "it was deleted, changed or cancelled before it was back")
+			}
+			return true
+		})
+		if len(f.parts) == 0 {
+			delete(w.inflight, key)
 		}
 	}
 	clear(w.look)
@@ -432,6 +410,7 @@ func (r *recaller) feed(ctx context.Context) bool {
 		_, err = r.queueRange(Caller{}, f, rec.Tier, true, rec.Off, rec.Len)
 		f.mu.Lock()
 		key := verKey{f.ver.Ino, f.ver.V}
+		p := newPart(b, f)
 		f.mu.Unlock()
 		defer f.put()
 		r.mu.Lock()
@@ -452,7 +431,7 @@ func (r *recaller) feed(ctx context.Context) bool {
 			return false
 		case err != nil:
 			b.fail(k.Ino, err.Error())
-		case len(r.byKey[key]) == 0:
+		case !r.waitsLocked(key, p):
 			b.local++
 		default:
 			wf := w.inflight[key]
@@ -460,9 +439,10 @@ func (r *recaller) feed(ctx context.Context) bool {
 				wf = &waveFile{}
 				w.inflight[key] = wf
 			}
-			if !slices.Contains(wf.bulks, b) {
-				wf.bulks = append(wf.bulks, b)
+			if !slices.ContainsFunc(wf.parts, func(x *wavePart) bool { return x.b == b }) {
+				wf.parts = append(wf.parts, p)
 				b.pending++
+				r.wakeFetchersLocked() // streams bring what of them is wanted
 			}
 		}
 		b.next(k)

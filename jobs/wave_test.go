@@ -93,10 +93,10 @@ func manyFiles(r *recallRig, n, size int) (map[uint64][]byte, int64) {
 func TestRecallInWaves(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
-		const n = 1000
+		const n = 500
 		var a *arrivals
 		r := newRecallRig(t, realistic, func(o *Options) {
-			o.CacheSize = 4 << 20
+			o.CacheSize = 2 << 20
 			o.PollMin, o.PollMax = 15*time.Minute, time.Hour // a test hears of it soon enough
 			a = &arrivals{came: map[uint64]int{}, changes: o.Observer.(*changes)}
 			o.Observer = a
@@ -202,6 +202,7 @@ func TestRecallInWaves(t *testing.T) {
 }
 
 func TestRecallVerb(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 64 << 20 })
 		a, dataA := r.coldFile("a", 1<<20)
@@ -238,6 +239,7 @@ func TestRecallVerb(t *testing.T) {
 }
 
 func TestRecallRange(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) {
 			o.CacheSize, o.Window, o.WindowAbove = 16<<20, 1<<20, 4<<20
@@ -253,7 +255,61 @@ func TestRecallRange(t *testing.T) {
 	})
 }
 
+// TestRecallOfARangeWaitsForNoOther: what others have asked for of the same file, or what is on its way beside the range, is not waited for.
+func TestRecallOfARangeWaitsForNoOther(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name          string
+		before, after int64 // read before or after the recall begins; -1: not
+	}{
+		{"window elsewhere", 30 << 20, -1},
+		{"all of it", -1, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				r := newRecallRig(t, realistic, func(o *Options) {
+					o.CacheSize, o.Window, o.WindowAbove = 128<<20, 1<<20, 4<<20
+				})
+				ino, data := r.coldFile("f", 40<<20+5)
+				var wg sync.WaitGroup
+				read := func(off int64) {
+					if off >= 0 {
+						wg.Go(func() { r.want(ino, data, off, 1000) })
+						time.Sleep(time.Second)
+					}
+				}
+				read(test.before)
+				wg.Go(func() {
+					began := time.Now()
+					res, err := r.e.Recall(t.Context(), RecallRequest{Inos: []uint64{ino}, Off: 9 << 20, Len: 2 << 20, Tier: "expedited", Wait: true}, nil)
+					if err != nil || res.Local != 1 || res.Bytes != 2<<20 {
+						t.Errorf("%+v, %v", res, err)
+					}
+					if took := time.Since(began); took > 5*time.Minute {
+						t.Errorf("it took %v", took)
+					}
+					r.want(ino, data, 9<<20, 2<<20)
+					// What is there already is waited for even less.
+					began = time.Now()
+					res, err = r.e.Recall(t.Context(), RecallRequest{Inos: []uint64{ino}, Off: 10 << 20, Len: 100, Wait: true}, nil)
+					if err != nil || res.Local != 1 || time.Since(began) > time.Minute {
+						t.Errorf("%+v, %v after %v", res, err, time.Since(began))
+					}
+				})
+				time.Sleep(time.Second)
+				read(test.after)
+				time.Sleep(time.Hour)
+				if s, err := r.e.Status(t.Context()); err != nil || len(s.Retrievals) != 1 || len(s.Waiters) != 1 {
+					t.Errorf("%+v, %v", s, err)
+				}
+				wg.Wait()
+			})
+		})
+	}
+}
+
 func TestRecallCancel(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 8 << 20 })
 		manyFiles(r, 60, 1<<20)
@@ -301,6 +357,7 @@ func TestRecallCancel(t *testing.T) {
 
 // TestRecallOfAnyNumberOfFiles: what is kept in memory, and recorded, of a recall does not grow with the number of its files.
 func TestRecallOfAnyNumberOfFiles(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		const n, keep, most = 300, 40, 15
 		r := newRecallRig(t, realistic, func(o *Options) { o.PollMax = time.Hour })
@@ -360,6 +417,7 @@ func TestRecallOfAnyNumberOfFiles(t *testing.T) {
 // TestRecallCancelOfADirectoryAbove: what is below a directory that is cancelled is not asked for any more, however it was named when
 // it was asked for; the rest comes, also after a restart.
 func TestRecallCancelOfADirectoryAbove(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 8 << 20 })
 		files, _ := manyFiles(r, 60, 1<<20)
@@ -435,6 +493,7 @@ func TestRecallCancelOfADirectoryAbove(t *testing.T) {
 // TestWavesInOrder: through a cache that takes a few files at a time a tree comes smallest files first, those of one size directory by
 // directory; also when it goes on after a restart.
 func TestWavesInOrder(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		const dirs, sizes, each = 3, 4, 4 // files of a size in a directory
 		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize, o.PollMin, o.PollMax = 8<<20, 10*time.Minute, time.Hour })
@@ -508,6 +567,7 @@ func TestWavesInOrder(t *testing.T) {
 
 // TestWavesFitTheLink: over a slow link no more is asked for at once than can be fetched before outputs expire.
 func TestWavesFitTheLink(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T) {
 		const n, size = 12, 8 << 20 // 52 h at 512 bytes/s
 		r := newRecallRig(t, realistic, func(o *Options) { o.BandwidthDown, o.PollMax, o.RecallWait = 512, 10*time.Minute, 1000*time.Hour })

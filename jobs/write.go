@@ -236,8 +236,9 @@ func (f *file) supersedeLocked(off, n int64) error {
 	now := time.Now().UnixNano()
 	v := catalog.Version{Ino: f.ino, V: old.V + 1, State: catalog.Staged, Local: old.Local, Size: f.inode.Size, Mtime: f.inode.Mtime, StagedAt: now}
 	keep := func(u *catalog.Upload) bool {
-		// A segment in the vault stays good as long as its bytes do; it may be the only copy of them.
-		if u.State != catalog.Sent || overlap(u.Off, u.Size, off, n) {
+		// A segment in the vault stays good as long as its bytes do; it may be the only copy of them. While the kernel has
+		// the descriptor all of them are here, and nobody knows which of them stores through a mapping change.
+		if u.State != catalog.Sent || overlap(u.Off, u.Size, off, n) || f.fds > 0 {
 			return false
 		}
 		u.V = v.V

@@ -308,6 +308,7 @@ func TestStoresPastTheEngine(t *testing.T) {
 	r.sync()
 	r.evict(ino)
 	r.expect(ino, data) // recalled: the local file's mtime is another
+	r.wantState(ino, "resident")
 	mtime := func() int64 {
 		a, err := r.e.Getattr(ctx, ino)
 		r.must(err)
@@ -361,6 +362,7 @@ func TestStoresPastTheEngine(t *testing.T) {
 	reader.Release()
 	r.evict(ino)
 	r.expect(ino, data)
+	r.wantState(ino, "resident")
 
 	// Another writer, which has no descriptor, is the last to close.
 	plain := open(OpenFlags{Write: true})
