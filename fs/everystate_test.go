@@ -323,6 +323,7 @@ func TestEveryState(t *testing.T) {
 // everything describes a tree: what describe tells, contents, and times that were set.
 func everything(t *testing.T, root string) (lines []string) {
 	t.Helper()
+	var data []byte
 	err := filepath.WalkDir(root, func(p string, _ os.DirEntry, err error) error {
 		if err != nil || p == root {
 			return err
@@ -336,8 +337,7 @@ func everything(t *testing.T, root string) (lines []string) {
 			s += at.String()
 		}
 		if isFile(st.Mode) {
-			data, err := os.ReadFile(p)
-			if err != nil {
+			if data, err = readInto(data[:0], p); err != nil {
 				return err
 			}
 			s += fmt.Sprintf(" %x", sha256.Sum256(data))

@@ -53,7 +53,7 @@ func find(abs string) (mountpoint, control string, err error) {
 	n, err := unix.Getxattr(e.dir, controlAttr, buf)
 	switch {
 	case errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED):
-		return "", "", fmt.Errorf("%s: %w; mount it again with --force, or clear it away with: casfs umount %s", e.dir, ErrStaleMount, e.dir)
+		return "", "", fmt.Errorf("%s: %w", e.dir, ErrStaleMount)
 	case err != nil:
 		return "", "", fmt.Errorf("%s: asking for the control socket: %w", e.dir, err)
 	}

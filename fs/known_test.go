@@ -79,3 +79,9 @@ func TestTable(t *testing.T) {
 		t.Errorf("left: %q", all)
 	}
 }
+
+func (t *table[H]) len() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.open)
+}

@@ -1,8 +1,10 @@
 package fs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -75,6 +77,7 @@ type model struct {
 	roots [2]string
 	open  []pair
 	trace []string
+	whole [2][]byte // of compare, used again
 }
 
 // pair is the same file opened in both.
@@ -508,22 +511,42 @@ func describe(p string) (string, unix.Stat_t, error) {
 
 func (m *model) compare(rel string) {
 	m.t.Helper()
-	m.both("compare "+rel, func(_ int, r string) (string, error) {
+	m.both("compare "+rel, func(i int, r string) (string, error) {
 		p := filepath.Join(r, rel)
+		m.whole[i] = m.whole[i][:0]
 		s, st, err := describe(p)
-		if err != nil {
-			return "", err
+		if err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
+			m.whole[i], err = readInto(m.whole[i], p)
 		}
-		if st.Mode&unix.S_IFMT == unix.S_IFREG {
-			b, err := os.ReadFile(p)
-			if err != nil {
-				return "", err
-			}
-			s += " " + string(b)
-		}
-		return s, nil
+		return s, err
 	})
+	if got, want := m.whole[0], m.whole[1]; !bytes.Equal(got, want) {
+		at := firstDiff(got, want)
+		m.t.Errorf("%s differs at %d of %d bytes, got %x…, want %x…", rel, at, len(want), got[at:min(at+16, len(got))], want[at:min(at+16, len(want))])
+	}
 	m.trace = m.trace[:len(m.trace)-1] // of no use in the trace
+}
+
+// readInto is os.ReadFile into a buffer that grows when it has to.
+func readInto(b []byte, p string) ([]byte, error) {
+	f, err := os.Open(p)
+	if err != nil {
+		return b, err
+	}
+	defer f.Close()
+	for {
+		if len(b) == cap(b) {
+			b = slices.Grow(b, 1<<20)
+		}
+		n, err := f.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		if err == io.EOF {
+			return b, nil
+		}
+		if err != nil {
+			return b, err
+		}
+	}
 }
 
 // compareAll compares the two trees whole.

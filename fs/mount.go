@@ -1,11 +1,13 @@
 package fs
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -30,6 +32,8 @@ type Options struct {
 	Logger        *slog.Logger
 	// Control is the control socket's path, told by the virtual xattr user.cas.control on any inode.
 	Control string
+
+	maxWrite int // 0: maxWrite; less in tests, where the race detector makes the buffers of requests expensive
 }
 
 // Mount is a mounted tree.
@@ -44,6 +48,7 @@ type Mount struct {
 	tree    *tree
 	notify  *notifier
 	served  chan struct{} // closed when nothing more will be served and everything open was given back
+	abort   *os.File      // the connection's file in fusectl; nil where that is not mounted
 
 	asked bool // Options.Passthrough
 
@@ -114,6 +119,15 @@ func New(e *jobs.Engine, o Options) (*Mount, error) {
 		return nil, err
 	}
 	m.minor = entry.minor
+	if f, err := os.OpenFile(filepath.Join(connections, strconv.Itoa(m.minor), "abort"), os.O_WRONLY, 0); err != nil {
+		m.log.Debug("fusectl is out of reach", "reason", err)
+	} else {
+		m.abort = f
+		go func() {
+			<-m.served
+			f.Close()
+		}()
+	}
 	if err := raiseReadAhead(entry); err != nil && os.Geteuid() == 0 {
 		m.log.Debug("read-ahead not raised", "reason", err)
 	}
@@ -131,7 +145,7 @@ func (m *Mount) options(o Options) *fuse.MountOptions {
 		Name:          subtype,
 		AllowOther:    o.AllowOther,
 		Options:       []string{"default_permissions"},
-		MaxWrite:      maxWrite,
+		MaxWrite:      cmp.Or(o.maxWrite, maxWrite),
 		MaxBackground: maxBackground,
 		SyncRead:      true,
 		DisableSplice: true, // requests of this size do not fit a pipe; the library would try and complain each time
@@ -222,10 +236,18 @@ func (m *Mount) Unmount(lazy bool) error {
 // Abort ends everything at once (second signal): programs inside get errors, waiting handlers are cancelled, and the mount
 // point is freed. It needs the fusectl file system, or root.
 func (m *Mount) Abort() error {
-	if !m.there() {
-		return nil
+	there := m.there()
+	if !there {
+		select {
+		case <-m.served:
+			return nil
+		default: // detached, and files in it are still open
+		}
 	}
-	err := os.WriteFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", m.minor), []byte("1"), 0)
+	err := m.abortConnection()
+	if !there {
+		return err // nothing else leads there
+	}
 	if err != nil {
 		if ferr := unix.Unmount(m.dir, unix.MNT_FORCE|unix.MNT_DETACH); ferr != nil {
 			return fmt.Errorf("abort %s: %w; by hand, as root: umount -f %s", m.dir, err, quote(m.dir))
@@ -233,6 +255,20 @@ func (m *Mount) Abort() error {
 		return nil
 	}
 	return detach(m.dir)
+}
+
+// connections is where fusectl is mounted; tests have their own.
+var connections = "/sys/fs/fuse/connections"
+
+// abortConnection has the kernel answer everything with an error. The file is open since the mount began: its name is the
+// device's number, which another mount gets when this one has ended, while what was opened stays this connection's
+// (fuse_ctl_remove_conn in the kernel's fs/fuse/control.c).
+func (m *Mount) abortConnection() error {
+	if m.abort == nil {
+		return fmt.Errorf("fusectl is not mounted on %s, or not open to this user", connections)
+	}
+	_, err := m.abort.Write([]byte("1"))
+	return err
 }
 
 // raiseReadAhead lets cached reads come in pieces of MaxWrite instead of the

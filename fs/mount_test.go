@@ -19,6 +19,7 @@ import (
 	"github.com/casfs/casfs/cas"
 	"github.com/casfs/casfs/cas/castest"
 	"github.com/casfs/casfs/cas/local"
+	"github.com/casfs/casfs/internal/noise"
 	"github.com/casfs/casfs/jobs"
 )
 
@@ -81,7 +82,7 @@ func mountStore(t *testing.T, store local.Options, change func(*jobs.Options, *O
 		PollMin:  time.Millisecond,
 		PollMax:  20 * time.Millisecond,
 	}
-	x.opts = Options{Mountpoint: dir, FSName: "casfs-test", Passthrough: true, Logger: logger, Control: "/run/casfs test/control"}
+	x.opts = Options{Mountpoint: dir, FSName: "casfs-test", Passthrough: true, Logger: logger, Control: "/run/casfs test/control", maxWrite: 128 << 10}
 	if change != nil {
 		change(&x.jobs, &x.opts)
 	}
@@ -280,15 +281,7 @@ func wantErrno(t *testing.T, what string, err error, want unix.Errno) {
 
 // fill makes n bytes that differ everywhere and from one seed to the next.
 func fill(n int, seed uint64) []byte {
-	b := make([]byte, n)
-	s := seed*0x9e3779b97f4a7c15 + 1
-	for i := range b {
-		s ^= s << 13
-		s ^= s >> 7
-		s ^= s << 17
-		b[i] = byte(s >> 32)
-	}
-	return b
+	return noise.Bytes(n, seed)
 }
 
 // eventually waits for something another process or the engine does.

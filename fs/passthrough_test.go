@@ -199,31 +199,48 @@ func coherent(t *testing.T, what, p string, first, second int, data []byte) {
 // program's hands is part of the file, here and in the vault.
 func TestMappedWhileArchived(t *testing.T) {
 	for _, through := range []bool{true, false} {
-		x := mountForTest(t, local.Delays{}, func(j *jobs.Options, o *Options) {
-			j.Settle = time.Hour
-			o.Passthrough = through
-		})
-		p := x.path("f")
-		data := fill(300_000, 1)
-		write(t, p, data)
-		x.archive()
-		reader, err := os.Open(p) // first, so that the kernel uses the local file itself
-		if err != nil {
-			t.Fatal(err)
+		for _, args := range [][]string{nil, {"closed"}} { // the descriptor, as soon as the file is mapped
+			t.Run(fmt.Sprint(through, args), func(t *testing.T) { testMappedWhileArchived(t, through, args) })
 		}
-		store := storesIn(t, p)
-		for i, off := range []int{5000, 100_000, 200_000} {
-			text := fmt.Sprintf("stored %d", i)
-			store(off, text)
-			copy(data[off:], text)
-			if i < 2 {
-				x.archive()
-			}
-		}
-		store(0, "") // the end
-		reader.Close()
-		wantContent(t, p, data)
-		x.cold(p)
-		wantContent(t, p, data)
 	}
+}
+
+func testMappedWhileArchived(t *testing.T, through bool, args []string) {
+	x := mountForTest(t, local.Delays{}, func(j *jobs.Options, o *Options) {
+		j.Settle = time.Hour
+		o.Passthrough = through
+	})
+	p := x.path("f")
+	data := fill(300_000, 1)
+	write(t, p, data)
+	x.archive()
+	reader, err := os.Open(p) // first, so that the kernel uses the local file itself
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	store := storesIn(t, p, args...)
+	for i, off := range []int{5000, 100_000, 200_000} {
+		text := fmt.Sprintf("stored %d", i)
+		store(off, text)
+		copy(data[off:], text)
+		switch i {
+		case 0:
+			if through && len(args) > 0 {
+				// Its release does not wait for the end of the mapping; only the reader's handle stays.
+				eventually(t, "the release", func() bool { return x.m.tree.files.len() == 1 })
+			}
+			x.archive()
+		case 1:
+			reader.Close()
+			x.archive()
+		}
+		if got := x.attr(p, "user.cas.state"); i < 2 && got != "resident" {
+			t.Errorf("after store %d it is %s", i, got)
+		}
+	}
+	store(0, "") // the end
+	wantContent(t, p, data)
+	x.cold(p)
+	wantContent(t, p, data)
 }

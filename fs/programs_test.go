@@ -114,6 +114,7 @@ func faultProgram(args []string) error {
 }
 
 // storesProgram maps the file args[0] shared and stores what it is told on its standard input, an offset and a quoted string a line.
+// With a second argument the descriptor is closed before that.
 func storesProgram(args []string) error {
 	f, err := os.OpenFile(args[0], os.O_RDWR, 0)
 	if err != nil {
@@ -126,6 +127,9 @@ func storesProgram(args []string) error {
 	m, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("mmap: %w", err)
+	}
+	if len(args) > 1 {
+		f.Close()
 	}
 	fmt.Println("mapped")
 	for {
@@ -151,9 +155,9 @@ func storesProgram(args []string) error {
 }
 
 // storesIn starts storesProgram and returns what has it store; an empty text ends it.
-func storesIn(t *testing.T, path string) func(off int, text string) {
+func storesIn(t *testing.T, path string, args ...string) func(off int, text string) {
 	t.Helper()
-	cmd := programCmd("stores", path)
+	cmd := programCmd("stores", append([]string{path}, args...)...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -310,6 +311,51 @@ func TestAbort(t *testing.T) {
 	}
 	if _, mounted, _ := mountAt(x.m.dir); mounted {
 		t.Error("still mounted")
+	}
+}
+
+// TestAbortIsForOneConnection aborts a mount that has ended when another has its number.
+func TestAbortIsForOneConnection(t *testing.T) {
+	requireFuse(t)
+	if names, _ := filepath.Glob(connections + "/*"); len(names) == 0 {
+		was, dir := connections, t.TempDir()
+		if err := unix.Mount("none", dir, "fusectl", 0, ""); err != nil {
+			if os.Getenv("CASFS_REQUIRE_FUSE") != "" {
+				t.Fatal(err)
+			}
+			t.Skip("fusectl cannot be mounted: ", err)
+		}
+		connections = dir
+		defer func() {
+			connections = was
+			unix.Unmount(dir, unix.MNT_DETACH)
+		}()
+	}
+	x := mountForTest(t, local.Delays{}, nil)
+	defer x.stop()
+	old := x.m
+	// Abort may be about to write when the connection ends otherwise.
+	raw, err := old.abort.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fd int
+	raw.Control(func(of uintptr) { fd, err = unix.Dup(int(of)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), old.abort.Name())
+	defer f.Close()
+	x.remount()
+	if x.m.minor != old.minor {
+		t.Logf("the device was %d and is %d", old.minor, x.m.minor)
+	}
+	old.abort = f
+	if err := old.abortConnection(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.ReadDir(x.path()); err != nil {
+		t.Errorf("the other mount: %v", err)
 	}
 }
 
