@@ -18,6 +18,11 @@ import (
 // theMount finds the mount a verb without a path means: the only one of this
 // user, or the one that --mount names.
 func (a *app) theMount(ctx context.Context, path string) (*daemon, error) {
+	return a.mountNamed(ctx, path, "--mount")
+}
+
+// mountNamed is theMount for a verb that takes the path by another argument.
+func (a *app) mountNamed(ctx context.Context, path, argument string) (*daemon, error) {
 	if path != "" {
 		groups, err := a.resolve(ctx, []string{path})
 		if err != nil {
@@ -36,7 +41,7 @@ func (a *app) theMount(ctx context.Context, path string) (*daemon, error) {
 		for _, d := range all {
 			names = append(names, d.info.Mountpoint)
 		}
-		return nil, usagef("which mount? --mount is one of %s", strings.Join(names, ", "))
+		return nil, usagef("which mount? %s is one of %s", argument, strings.Join(names, ", "))
 	}
 	return all[0], nil
 }
@@ -55,7 +60,8 @@ func (a *app) inventoryCmd() *cobra.Command {
 		Long: `Starts an inventory of a vault, named or given by a path in a mount (3 to 5
 hours at the real service). Archives the mount does not know become files;
 known ones are confirmed. With --wait it returns when the list is merged.`,
-		Args: positional(1, 1),
+		Args:              positional(1, 1),
+		ValidArgsFunction: a.completeVaults,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			d, vault, err := a.vaultOf(ctx, args[0], mount)
@@ -137,7 +143,7 @@ on this machine and gone from its vault.`,
 			if len(args) == 1 {
 				path = args[0]
 			}
-			d, err := a.theMount(cmd.Context(), path)
+			d, err := a.mountNamed(cmd.Context(), path, "PATH")
 			if err != nil {
 				return err
 			}
@@ -190,10 +196,14 @@ limits again.`,
 			if err := d.client.Allow(cmd.Context(), files, n); err != nil {
 				return err
 			}
-			if a.json {
-				return a.printJSON(map[string]string{"mountpoint": d.info.Mountpoint})
+			s, err := d.client.Status(cmd.Context())
+			if err != nil {
+				return err
 			}
-			a.printf("%s: reads may recall more\n", d.info.Mountpoint)
+			if a.json {
+				return a.printJSON(map[string]any{"mountpoint": d.info.Mountpoint, "guard": s.Guard})
+			}
+			a.printf("%s: reads may recall more: now %s\n", d.info.Mountpoint, guard(s.Guard))
 			return nil
 		},
 	}
@@ -238,7 +248,7 @@ func (a *app) trashListCmd() *cobra.Command {
 				views := make([]trashView, 0, len(entries))
 				for _, e := range entries {
 					v := trashView(e)
-					v.Path = inMount("", v.Path)
+					v.Path = fromRoot(v.Path)
 					views = append(views, v)
 				}
 				return a.printJSON(views)

@@ -34,7 +34,7 @@ func (a *app) archiveUploadCmd() *cobra.Command {
 	cmd.Long = `Stores FILE as one archive: in one request when it is small, else in parts, in
 parallel. An upload that was interrupted is resumed with casfs upload resume.
 
-Archives have no names: keep the ID that is printed, or find it later in an
+Archives have no names: keep the ID that is printed (the tree hash is told on standard error), or find it later in an
 inventory (casfs job start VAULT). The description is all that an inventory
 tells about a file; without --desc it is FILE as typed.`
 	uploadFlags(cmd, &u)
@@ -117,7 +117,7 @@ func (a *app) archiveDeleteCmd() *cobra.Command {
 		return nil
 	})
 	cmd.Long = `Deletes archives at once. Those younger than 90 days are billed for the days
-that are left.`
+that are left. Deleting one that is not there is no failure; the service does not tell the difference.`
 	a.addJSON(cmd)
 	return cmd
 }

@@ -141,7 +141,31 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 75 not finished yet
 	group("service", a.serveCmd(), a.vaultCmd(), a.archiveCmd(), a.uploadCmd(), a.jobCmd(), a.treehashCmd())
 	root.AddCommand(a.configCmd(), a.completionCmd(), a.versionCmd(), a.manCmd(), a.findMountCmd())
 	setUsage(root)
+	completeValues(root)
+	root.SetHelpCommand(helpCmd())
 	return root
+}
+
+// helpCmd replaces cobra's, which knows no unknown verbs: the root takes any argument.
+func helpCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [VERB]…",
+		Short: "print the help of a verb",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			verb, rest, err := cmd.Root().Find(args)
+			switch {
+			case err != nil:
+				return usagef("%v", err)
+			case len(rest) > 0 && verb.HasParent():
+				return usagef("%s has no verb %q", verb.CommandPath(), rest[0])
+			case len(rest) > 0:
+				return usagef("unknown verb %q", rest[0])
+			}
+			verb.InitDefaultHelpFlag()
+			verb.InitDefaultVersionFlag()
+			return verb.Help()
+		},
+	}
 }
 
 // setUsage makes every family of verbs without a verb a usage error, and keeps flags in the order of their table.

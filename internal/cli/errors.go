@@ -189,7 +189,7 @@ func advice(err error) string {
 	case is(catalog.ErrDamaged):
 		return "nothing was changed; keep a copy of the state directory before trying anything"
 	case is(fs.ErrStaleMount):
-		return "a casfs died here; mount again with --force to clear it away (nothing is lost: what was written is in the state directory)"
+		return "mount again with --force, or clear it away with casfs umount (nothing is lost: what was written is in the state directory)"
 	case is(control.ErrGone):
 		return "look at the end of its log; mounting again goes on where it stopped"
 	}

@@ -11,22 +11,40 @@ import (
 	"github.com/casfs/casfs/jobs"
 )
 
-// pathVerb makes a verb on files of running mounts.
-func (a *app) pathVerb(use, short string, run func(ctx context.Context, groups []*mountTargets) error) *cobra.Command {
+// pathVerb makes a verb on files of running mounts. Of the paths that cannot be resolved run is told; it ends with an error if it
+// cannot do its work for the others, and prints the result.
+func (a *app) pathVerb(use, short string, run func(ctx context.Context, groups []*mountTargets, failed []jobs.Skipped) error) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Args: positional(1, -1)}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		groups, err := a.resolve(cmd.Context(), args)
+		groups, failed, err := a.resolveEach(cmd.Context(), args)
 		if err != nil {
 			return err
 		}
-		return run(cmd.Context(), groups)
+		if err := run(cmd.Context(), groups, failed); err != nil {
+			return err
+		}
+		switch {
+		case len(groups) == 0:
+			return quietly(exitFailed)
+		case len(failed) > 0:
+			return quietly(exitPartial)
+		}
+		return nil
 	}
 	a.addJSON(cmd)
 	return cmd
 }
 
+// missingPaths ends the help of every pathVerb.
+const missingPaths = `
+
+Paths that do not exist, or lie in no mount, are named; the others are seen to all the same (exit code 3).`
+
 func (a *app) syncCmd() *cobra.Command {
-	cmd := a.pathVerb("sync PATH…", "wait until files, or everything below directories, are in the vault", func(ctx context.Context, groups []*mountTargets) error {
+	cmd := a.pathVerb("sync PATH…", "wait until files, or everything below directories, are in the vault", func(ctx context.Context, groups []*mountTargets, failed []jobs.Skipped) error {
+		if !a.json {
+			a.printSkipped("failed:", failed) // before the wait, which may end otherwise
+		}
 		var sum jobs.Progress
 		for _, g := range groups {
 			b := a.newBar("archiving", 0, true)
@@ -38,23 +56,26 @@ func (a *app) syncCmd() *cobra.Command {
 			if errors.Is(err, jobs.ErrUpload) {
 				return advise(err, "casfs status and casfs stat tell why; the data is safe in the state directory")
 			}
+			if err != nil && ctx.Err() != nil {
+				return advise(err, "what is not in the vault yet is on its way: casfs status shows it")
+			}
 			if err != nil {
 				return err
 			}
 		}
 		if a.json {
-			return a.printJSON(map[string]int64{"files": sum.FilesDone, "bytes": sum.BytesDone})
+			return a.printJSON(map[string]any{"files": sum.FilesDone, "bytes": sum.BytesDone, "failures": viewSkipped(failed)})
 		}
 		return nil
 	})
 	cmd.Long = `Uploads at once whatever is not yet in the vault, without waiting for files to
-settle, and returns when each archive is confirmed and recorded.`
+settle, and returns when each archive is confirmed and recorded.` + missingPaths
 	return cmd
 }
 
 func (a *app) evictCmd() *cobra.Command {
 	var recursive bool
-	cmd := a.pathVerb("evict PATH…", "drop the local copies of archived files", func(ctx context.Context, groups []*mountTargets) error {
+	cmd := a.pathVerb("evict PATH…", "drop the local copies of archived files", func(ctx context.Context, groups []*mountTargets, failed []jobs.Skipped) error {
 		if err := needRecursive(groups, recursive); err != nil {
 			return err
 		}
@@ -69,12 +90,13 @@ func (a *app) evictCmd() *cobra.Command {
 			sum.Skipped = append(sum.Skipped, r.Skipped...)
 		}
 		if a.json {
-			if err := a.printJSON(map[string]any{"files": sum.Files, "bytes": sum.Bytes, "skipped": viewSkipped(sum.Skipped)}); err != nil {
+			if err := a.printJSON(map[string]any{"files": sum.Files, "bytes": sum.Bytes, "skipped": viewSkipped(sum.Skipped), "failures": viewSkipped(failed)}); err != nil {
 				return err
 			}
 		} else {
 			a.printf("dropped the local copy of %s, %s\n", count(sum.Files, "file"), sizeText(sum.Bytes))
 			a.printSkipped("kept", sum.Skipped)
+			a.printSkipped("failed:", failed)
 		}
 		if len(sum.Skipped) > 0 {
 			return quietly(exitPartial)
@@ -83,7 +105,7 @@ func (a *app) evictCmd() *cobra.Command {
 	})
 	cmd.Long = `Frees the space of files that are in the vault. The files stay in the tree;
 reading one brings it back, which takes minutes to hours. Files that are not
-in the vault yet, open, or pinned are kept and named (exit code 3).`
+in the vault yet, open, pinned, or being recalled are kept and named (exit code 3).` + missingPaths
 	cmd.Flags().BoolVarP(&recursive, "recursive", "r", false, "everything below directories")
 	return cmd
 }
@@ -125,12 +147,12 @@ func needRecursive(groups []*mountTargets, recursive bool) error {
 }
 
 func (a *app) statCmd() *cobra.Command {
-	return a.pathVerb("stat PATH…", "explain the state of files in plain words", func(ctx context.Context, groups []*mountTargets) error {
-		var all []jobs.FileStatus
+	cmd := a.pathVerb("stat PATH…", "explain the state of files in plain words", func(ctx context.Context, groups []*mountTargets, failed []jobs.Skipped) error {
+		all := []jobs.FileStatus{} // not null, in JSON
 		for _, g := range groups {
 			files, err := g.client.Stat(ctx, g.inos())
 			for i, f := range files {
-				if f.Path == "" {
+				if f.Path = fromRoot(f.Path); f.Path == "" {
 					f.Path = g.targets[i].path
 				}
 				if !a.json {
@@ -145,11 +167,14 @@ func (a *app) statCmd() *cobra.Command {
 				return err
 			}
 		}
+		a.printSkipped("failed:", failed) // also with --json, which lists files
 		if a.json {
 			return a.printJSON(all)
 		}
 		return nil
 	})
+	cmd.Long = "Explains the state of files in plain words." + missingPaths
+	return cmd
 }
 
 func (a *app) printFile(path string, f jobs.FileStatus) {

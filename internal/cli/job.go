@@ -297,10 +297,10 @@ func (a *app) jobStartCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if first > 0 || last >= 0 {
-			if last < 0 {
-				return usagef("--start needs --size: the end of a retrieval's range must be given")
-			}
+		if last < 0 && changed("range", "start") != "" {
+			return usagef("--start needs --size, and --range both ends: the end of a retrieval's range must be given; without a range all of the archive is retrieved")
+		}
+		if last >= 0 {
 			r.Range = cas.Range{Off: first, Len: last - first + 1}
 		}
 		id, err := c.InitiateJob(cmd.Context(), vault, r)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/casfs/casfs/internal/built"
+	"github.com/casfs/casfs/internal/noise"
 )
 
 // program is the real binary, built once.
@@ -170,8 +170,12 @@ func (u *user) randomFile(name string, n int64, seed uint64) string {
 		u.t.Fatal(err)
 	}
 	defer f.Close()
-	if _, err := io.CopyN(f, rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}), n); err != nil {
-		u.t.Fatal(err)
+	for left, i := n, uint64(0); left > 0; i++ {
+		b := noise.Bytes(int(min(left, 8<<20)), seed<<32+i)
+		if _, err := f.Write(b); err != nil {
+			u.t.Fatal(err)
+		}
+		left -= int64(len(b))
 	}
 	return p
 }

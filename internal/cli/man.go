@@ -23,6 +23,9 @@ func (a *app) manCmd() *cobra.Command {
 		Hidden: true,
 		Args:   positional(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := os.MkdirAll(args[0], 0o755); err != nil {
+				return err
+			}
 			return writeMan(cmd.Root(), args[0])
 		},
 	}

@@ -48,8 +48,8 @@ and with --daemon returns as soon as the mount answers.
 
 What was written and is not yet in the vault lives in the state directory; it
 must not be deleted. casfs umount waits until everything is in the vault.
-After a plain umount or SIGTERM the process goes on until then (--drain); a second signal ends it, and
-the next mount goes on where it stopped.`,
+After a plain umount or SIGTERM the process goes on until then, or with --drain=stop begins nothing more;
+a second signal ends it, and the next mount goes on where it stopped.`,
 		Args: positional(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m.mountpoint = args[len(args)-1]
@@ -218,10 +218,10 @@ func (a *app) mount(ctx context.Context, m mountArgs) error {
 	}
 
 	// Logging: to the terminal, or for daemons to a file that stands beside the state.
-	stateDir := filepath.Join(base, stateName(svc))
+	stateDir := stateOf(base, svc)
 	cacheDir := stateDir
 	if cacheBase != "" {
-		cacheDir = filepath.Join(cacheBase, stateName(svc))
+		cacheDir = filepath.Join(cacheBase, filepath.Base(stateDir))
 	}
 	logFile := s.LogFile
 	if logFile == "" && m.daemon {
@@ -239,6 +239,7 @@ func (a *app) mount(ctx context.Context, m mountArgs) error {
 	if err := claimState(stateDir, svc); err != nil {
 		return err
 	}
+	a.warnForgotten(ctx, stateDir, svc)
 	options, err := a.jobsOptions(log, svc.client, m.vault, stateDir, cacheDir)
 	if err != nil {
 		return err

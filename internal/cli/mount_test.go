@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/casfs/casfs/cas/local"
 	"github.com/casfs/casfs/internal/built"
+	"github.com/casfs/casfs/internal/noise"
 )
 
 // mounted is a mount that a test made with --daemon.
@@ -240,10 +242,7 @@ func TestKillLosesNothingAcknowledged(t *testing.T) {
 				}
 				n++
 				name := fmt.Sprintf("file-%d", n)
-				data := make([]byte, w.IntN(2<<20))
-				for i := range data {
-					data[i] = byte(w.Uint32())
-				}
+				data := noise.Bytes(w.IntN(2<<20), w.Uint64())
 				if writeSynced(filepath.Join(vault, name), data) == nil {
 					mine[name] = data
 				}
@@ -267,6 +266,9 @@ func TestKillLosesNothingAcknowledged(t *testing.T) {
 		}
 		if r := u.casfs(append(append([]string{"mount", "--daemon"}, m.flags...), m.point)...); r.code != 1 || !strings.Contains(r.err, "--force") {
 			t.Fatalf("a dead mount must only be cleared away with consent: %v", r)
+		}
+		if r := u.casfs("sync", vault); r.code != 1 || strings.Count(r.err, "died") != 1 || strings.Count(r.err, "--force") != 1 {
+			t.Errorf("a dead mount and the way out are told once: %v", r)
 		}
 		m.start("--force")
 		for name, data := range acked {
@@ -416,25 +418,58 @@ func TestBusyMountStaysMounted(t *testing.T) {
 	if _, err := f.WriteString("still works"); err != nil {
 		t.Errorf("writing after a umount that failed: %v", err)
 	}
-	// Lazily: gone from the tree at once, the open file works on, the verb waits for its end.
-	done := make(chan result, 1)
-	go func() { done <- u.casfs("umount", "--lazy", m.point) }()
-	until(t, "the mount to vanish", func() bool { return exec.Command("mountpoint", "-q", m.point).Run() != nil })
+	// Lazily: gone from the tree at once, the open file works on, the verb waits for its end and says so. Interrupted, it
+	// leaves the process to itself.
+	daemon, err := unix.PidfdOpen(m.pid(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(daemon)
+	lazy := u.cmd("umount", "--lazy", m.point)
+	said, err := lazy.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lazy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(said)
+	if line, err := in.ReadString('\n'); err != nil || !strings.Contains(line, m.point+" is unmounted; waiting until programs have closed") {
+		t.Errorf("%q, %v", line, err)
+	}
+	if exec.Command("mountpoint", "-q", m.point).Run() == nil {
+		t.Error("still mounted")
+	}
+	lazy.Process.Signal(os.Interrupt)
+	rest, _ := io.ReadAll(in)
+	if lazy.Wait(); lazy.ProcessState.ExitCode() != exitFailed || strings.Contains(string(rest), "stays mounted") || !strings.Contains(string(rest), "is unmounted; its process ends") {
+		t.Errorf("interrupted: %v, %s", lazy.ProcessState, rest)
+	}
 	if _, err := f.WriteString(", still"); err != nil {
 		t.Errorf("writing to a file of a detached mount: %v", err)
 	}
 	if err := f.Close(); err != nil {
 		t.Error(err)
 	}
-	if r := <-done; r.code != 0 {
-		t.Error(r)
-	}
+	m.awaitExit(daemon)
 	m.start()
 	u.ok("sync", m.point)
 	if b, err := os.ReadFile(filepath.Join(m.point, "v", "open")); string(b) != "still works, still" {
 		t.Errorf("got %q, %v", b, err)
 	}
-	u.ok("umount", m.point)
+	// Not interrupted, it waits to the end.
+	if f, err = os.Create(filepath.Join(m.point, "v", "again")); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan result, 1)
+	go func() { done <- u.casfs("umount", "--lazy", m.point) }()
+	until(t, "the mount to vanish", func() bool { return exec.Command("mountpoint", "-q", m.point).Run() != nil })
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	if r := <-done; r.code != 0 {
+		t.Error(r)
+	}
 }
 
 // A plain umount and SIGTERM drain; --drain=stop leaves the rest for the next mount.
@@ -543,6 +578,26 @@ func TestMountThroughSymlink(t *testing.T) {
 	u.ok("umount", m.point)
 }
 
+// TestWhichMount: with two mounts a verb names the argument that tells them apart, by the name it has there.
+func TestWhichMount(t *testing.T) {
+	u := newUser(t)
+	first := u.mount()
+	second := &mounted{u: u, point: u.path("mnt2"), flags: []string{"--local", u.path("store2")}}
+	if err := os.Mkdir(second.point, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(second.clean)
+	second.start()
+	for args, want := range map[string]string{"check": "which mount? PATH is one of ", "allow": "which mount? --mount is one of "} {
+		if r := u.casfs(args); r.code != exitUsage || !strings.Contains(r.err, want) || !strings.Contains(r.err, second.point) {
+			t.Errorf("%s: want %q; got %v", args, want, r)
+		}
+	}
+	u.ok("check", second.point)
+	u.ok("umount", second.point)
+	u.ok("umount", first.point)
+}
+
 func TestTrashVerbs(t *testing.T) {
 	u := newUser(t)
 	m := u.mount("--settle", "1h")
@@ -566,6 +621,10 @@ func TestTrashVerbs(t *testing.T) {
 	}
 	var list []trashView
 	until(t, "both in the trash", func() bool { u.json(&list, "trash", "list", mount); return len(list) == 2 })
+	var st []struct{ Path string }
+	if u.json(&st, "stat", filepath.Join(v, "d"), m.point); st[0].Path != "v/d" || st[1].Path != "/" {
+		t.Errorf("stat --json names %+v, trash list what was in the first v/d/one", st)
+	}
 	if list[0].Path != "v/d/one" && list[1].Path != "v/d/one" {
 		t.Errorf("trash list: %+v", list)
 	}

@@ -148,7 +148,11 @@ func (d *mountDaemon) finish(gone chan struct{}) ([]jobs.Pending, error) {
 		if err := d.mnt.Abort(); err != nil {
 			d.log.Error("abort", "err", err)
 		} else {
-			<-gone
+			select {
+			case <-gone:
+			case sig := <-d.signals:
+				d.log.Warn("not waiting for the mount's requests any longer", "signal", sig.String())
+			}
 		}
 	}
 	d.engine.StopAdmitting()

@@ -106,6 +106,9 @@ func (a *app) known(ctx context.Context) []*daemon {
 	}
 	var out []*daemon
 	sockets, _ := filepath.Glob(filepath.Join(globEscape(base), "*", controlSocket))
+	if isStateDir(base) {
+		sockets = append(sockets, filepath.Join(base, controlSocket))
+	}
 	for _, s := range sockets {
 		if d := dialState(ctx, filepath.Dir(s)); d != nil {
 			out = append(out, d)
@@ -307,7 +310,7 @@ func (a *app) resolveEach(ctx context.Context, paths []string) (groups []*mountT
 			}
 			_, why, ok := strings.Cut(e.Error(), p+": ")
 			if !ok {
-				why = e.Error()
+				why = strings.TrimPrefix(e.Error(), p+" ")
 			}
 			failed = append(failed, jobs.Skipped{Path: p, Reason: why})
 		}

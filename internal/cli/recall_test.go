@@ -104,6 +104,12 @@ func TestRecall(t *testing.T) {
 	if got := u.fileState(at("slow")); got != "recalling" {
 		t.Errorf("the slow file is %s", got)
 	}
+	if r := u.casfs("evict", at("slow")); r.code != exitPartial || !strings.Contains(r.err, "slow: it is being recalled") {
+		t.Errorf("evicting what is on its way: %v", r)
+	}
+	if err := syscall.Setxattr(at("slow"), "user.cas.evict", []byte("1"), 0); err != syscall.EBUSY {
+		t.Errorf("user.cas.evict of what is on its way: %v, want EBUSY", err)
+	}
 
 	t.Run("JSON", func(t *testing.T) {
 		r := u.casfs("recall", "--json", at("soon"), at("slow"), at("nope"))
@@ -181,6 +187,45 @@ func TestRecallCancelled(t *testing.T) {
 	}
 	if r := u.casfs("recall", "--cancel", "-r", v, filepath.Join(v, "nope")); r.code != exitPartial {
 		t.Error(r)
+	}
+	u.ok("umount", m.point)
+}
+
+// TestSomePathsAreWrong: a path that cannot be found is told, and keeps no verb from seeing to the others.
+func TestSomePathsAreWrong(t *testing.T) {
+	u := newUser(t)
+	m := u.mount("--settle", "1h")
+	v := filepath.Join(m.point, "v")
+	if err := os.Mkdir(v, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	good, nope, outside := filepath.Join(v, "good"), filepath.Join(v, "nope"), u.path("outside")
+	for _, name := range []string{good, outside} {
+		if err := os.WriteFile(name, []byte("data"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct{ verb, state string }{{"sync", "resident"}, {"evict", "cold"}, {"stat", "cold"}} {
+		r := u.casfs(c.verb, nope, good, outside)
+		if r.code != exitPartial || !strings.Contains(r.err, nope+": no such file") || !strings.Contains(r.err, outside+": is not inside a casfs mount") {
+			t.Errorf("want exit 3 and both named: %v", r)
+		}
+		if got := u.fileState(good); got != c.state {
+			t.Errorf("after %s of a good file and a bad one the good one is %s", c.verb, got)
+		}
+		if c.verb == "stat" && !strings.HasPrefix(r.out, good+"\n") {
+			t.Errorf("%v", r)
+		}
+		r = u.casfs(c.verb, "--json", good, nope)
+		if r.code != exitPartial || !json.Valid([]byte(r.out)) || !strings.Contains(r.out+r.err, nope) {
+			t.Errorf("want exit 3 and JSON: %v", r)
+		}
+		if r := u.casfs(c.verb, nope, outside); r.code != exitFailed || strings.Count(r.err, "\n") != 2 {
+			t.Errorf("want exit 1 and both named: %v", r)
+		}
+		if r := u.casfs(c.verb, nope); r.code != exitFailed || !strings.HasSuffix(r.err, "casfs "+c.verb+": "+nope+": no such file or directory\n") {
+			t.Errorf("%v", r)
+		}
 	}
 	u.ok("umount", m.point)
 }

@@ -47,6 +47,7 @@ SDKs take as it is. Port 0 picks a free port.
 	fl.StringVar(&key, "tls-key", "", "the certificate's key `file` (PEM)")
 	fl.StringVar(&inventoryAge, "inventory-age", "0", "inventories and counts are as old as this `duration` (the real service: 24h)")
 	addSettings(fl, &a.set, gDelays|gLog)
+	fl.Lookup("log-file").Usage = "log here (default: standard error)" // there is no --daemon
 	return cmd
 }
 

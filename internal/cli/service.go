@@ -38,7 +38,11 @@ func (a *app) connect(log *slog.Logger) (*service, error) {
 	remote := max(s.from["endpoint"], s.from["region"])
 	switch {
 	case s.Local != "" && remote == s.from["local"]:
-		return nil, usagef("--local and --endpoint exclude each other")
+		other := "--endpoint"
+		if s.from["region"] > s.from["endpoint"] {
+			other = "--region"
+		}
+		return nil, usagef("--local and %s exclude each other", other)
 	case s.Local != "" && s.from["local"] > remote:
 		return a.connectLocal(log, storeLog)
 	}

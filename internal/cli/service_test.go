@@ -26,7 +26,11 @@ func TestServiceVerbs(t *testing.T) {
 	u := newUser(t)
 	s := u.serve(u.path("store"), "--standard", "10ms", "--inventory", "10ms")
 	cfg := s.config()
-	u.ok("vault", "create", "cas://photos", cfg)
+	for _, want := range []string{"created photos\n", "photos exists already\n"} {
+		if out := u.ok("vault", "create", "cas://photos", cfg); out != want {
+			t.Errorf("vault create: %q, want %q", out, want)
+		}
+	}
 	var vaults struct{ Vaults []vaultView }
 	u.json(&vaults, "vault", "list", cfg)
 	if len(vaults.Vaults) != 1 || vaults.Vaults[0].Name != "photos" {
@@ -145,7 +149,16 @@ func TestUploadByHand(t *testing.T) {
 		t.Errorf("upload complete: %q", out)
 	}
 	id = strings.TrimSpace(u.ok("upload", "start", "v", "4M", cfg))
-	u.ok("upload", "abort", "v", id, cfg)
+	if out := u.ok("upload", "abort", "v", id, cfg); out != "aborted "+id+"\n" {
+		t.Errorf("upload abort: %q", out)
+	}
+	if r := u.casfs("upload", "abort", "v", id, cfg); r.code != 0 || r.out != "" || !strings.Contains(r.err, "there is no upload "+id) {
+		t.Errorf("upload abort of what is gone: %v", r)
+	}
+	var aborted struct{ Aborted, Absent []string }
+	if u.json(&aborted, "upload", "abort", "v", id, cfg); aborted.Aborted == nil || len(aborted.Aborted) != 0 || len(aborted.Absent) != 1 {
+		t.Errorf("upload abort of what is gone: %+v", aborted)
+	}
 	if out := u.ok("upload", "list", "v", cfg); !strings.Contains(out, "no uploads") {
 		t.Errorf("upload list after abort: %s", out)
 	}
@@ -350,5 +363,8 @@ func TestInterrupted(t *testing.T) {
 	if code := c.ProcessState.ExitCode(); code != exitFailed || !strings.HasPrefix(string(rest), "casfs: interrupted\n") || !strings.Contains(string(rest), "casfs upload resume v "+id) {
 		t.Errorf("exit %d: %s", code, rest)
 	}
-	u.ok("upload", "resume", "v", id, file, cfg)
+	r := u.casfs("upload", "resume", "v", id, file, cfg)
+	if archive, ok := strings.CutSuffix(r.out, "\n"); !ok || r.code != 0 || len(archive) < 20 || !isID(archive) || !strings.Contains(r.err, "tree hash ") {
+		t.Errorf("want the archive's ID alone on standard output: %v", r)
+	}
 }

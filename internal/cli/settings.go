@@ -119,7 +119,7 @@ var settingsTable = []setting{
 	{gDelays, "inventory", "1s", "embedded store: how long an inventory takes", func(s *settings) pflag.Value { return duration(&s.Inventory) }},
 	{gDelays, "realistic", "false", "embedded store: the delays of the real service (hours)", func(s *settings) pflag.Value { return boolean(&s.Realistic) }},
 
-	{gState, "state-dir", "", "where mounts keep catalog and staged data (default /var/lib/casfs for root, else $XDG_STATE_HOME/casfs)", func(s *settings) pflag.Value { return pathValue(&s.StateDir) }},
+	{gState, "state-dir", "", "where mounts keep catalog and staged data, or one state directory made there (default /var/lib/casfs for root, else $XDG_STATE_HOME/casfs)", func(s *settings) pflag.Value { return pathValue(&s.StateDir) }},
 	{gMount, "cache-dir", "", "where copies of archived bytes are kept (default: in the state directory)", func(s *settings) pflag.Value { return pathValue(&s.CacheDir) }},
 
 	{gMount, "settle", "30s", "quiet time after the last close before a file is uploaded", func(s *settings) pflag.Value { return duration(&s.Settle) }},
@@ -132,7 +132,7 @@ var settingsTable = []setting{
 	{gMount, "staging-wait", "10m", "how long a writer waits for room before ENOSPC", func(s *settings) pflag.Value { return duration(&s.StagingWait) }},
 	{gMount, "cache-size", "25%", "limit of local copies of archived bytes", func(s *settings) pflag.Value { return share(&s.CacheSize) }},
 	{gMount, "min-free", "", "keep this much of the disk free (default 1 GiB or 5 %, whichever is less)", func(s *settings) pflag.Value { return share(&s.MinFree) }},
-	{gMount, "trash", "min-age", "how long a deleted archive stays: min-age (until 90 days after upload), a duration, or off", func(s *settings) pflag.Value { return str(&s.Trash) }},
+	{gMount, "trash", "min-age", "how long a deleted archive stays: min-age (until 90 days after upload), a duration, or off", func(s *settings) pflag.Value { return offer(str(&s.Trash), "min-age", "off") }},
 	{gMount, "recall", "auto", "what reading a cold file does: wait, fail with EAGAIN while it is fetched, or fail", func(s *settings) pflag.Value { return oneOf(&s.Recall, "auto", "queue", "deny") }},
 	{gMount, "recall-wait", "24h", "how long a read waits for a recall", func(s *settings) pflag.Value { return duration(&s.RecallWait) }},
 	{gMount, "recall-guard-files", "100", "reads may have this many retrievals outstanding (0: no limit)", func(s *settings) pflag.Value { return number(&s.RecallGuardFiles) }},

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -87,13 +89,86 @@ type account struct {
 	SecretID string `json:"secret_id"`
 }
 
+func (svc *service) account() account { return account{svc.endpoint, svc.appID, svc.secretID} }
+
+// same reports whether two are one account: by its number, or by the key.
+func (a account) same(b account) bool {
+	return a.numbered() && a.AppID == b.AppID || a.SecretID != "" && a.SecretID == b.SecretID
+}
+
+func (a account) numbered() bool { return a.AppID != "" && a.AppID != "-" }
+
+// accountFile holds, in a state directory, the account it belongs to.
+const accountFile = "account"
+
+// stateOf finds the state directory of an account below base, or base itself when that is one: then the user has said that
+// it is this account's, whatever address the service had.
+func stateOf(base string, svc *service) string {
+	if isStateDir(base) {
+		return base
+	}
+	return filepath.Join(base, stateName(svc))
+}
+
+func isStateDir(dir string) bool {
+	for _, name := range []string{accountFile, "format"} { // the second is the catalog's: the user may have removed the first
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// forgotten is a state directory of the same account that nobody works on and that has staged files.
+type forgotten struct{ dir, endpoint string }
+
+// forgottenStates finds the state directories beside dir that the same account left under another address of its service,
+// and that hold bytes which are in no vault yet. Of a directory that cannot be read nothing is said.
+func forgottenStates(ctx context.Context, dir string, svc *service) []forgotten {
+	var out []forgotten
+	names, _ := filepath.Glob(filepath.Join(globEscape(filepath.Dir(dir)), "*", accountFile))
+	for _, name := range names {
+		other := filepath.Dir(name)
+		raw, err := os.ReadFile(name)
+		var have account
+		if other == dir || err != nil || json.Unmarshal(raw, &have) != nil || !have.same(svc.account()) || !hasStaged(other) {
+			continue
+		}
+		if d := dialState(ctx, other); d != nil {
+			d.client.Close()
+			continue // mounted, or archiving what is left
+		}
+		out = append(out, forgotten{other, have.Endpoint})
+	}
+	return out
+}
+
+// hasStaged reports whether a state directory holds bytes that are only there: a file by the number of its content, in one
+// of 256 directories. Empty ones are none: empty files live in the catalog, and some are made ahead.
+func hasStaged(dir string) bool {
+	names, _ := filepath.Glob(filepath.Join(globEscape(dir), "staging", "??", strings.Repeat("?", 16)))
+	return slices.ContainsFunc(names, func(name string) bool {
+		st, err := os.Lstat(name)
+		return err == nil && st.Mode().IsRegular() && st.Size() > 0
+	})
+}
+
+// warnForgotten says where bytes wait that this mount, with the state directory dir, will not show.
+func (a *app) warnForgotten(ctx context.Context, dir string, svc *service) {
+	for _, f := range forgottenStates(ctx, dir, svc) {
+		a.warn("files that are not in the vault yet are in %s, which belongs to the same account at %s; this mount does not show them", f.dir, f.endpoint)
+		fmt.Fprintf(a.errOut, "  a mount of %s goes on with them; if the service has only got another address: casfs umount, then mount with --state-dir %s\n",
+			oneLine(f.endpoint), shellWord(f.dir))
+	}
+}
+
 // claimState makes the state directory, or checks that the one there belongs to the same account.
 func claimState(dir string, svc *service) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
-	name := filepath.Join(dir, "account")
-	want := account{svc.endpoint, svc.appID, svc.secretID}
+	name := filepath.Join(dir, accountFile)
+	want := svc.account()
 	raw, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		raw, _ = json.Marshal(want)
@@ -109,8 +184,8 @@ func claimState(dir string, svc *service) error {
 	if err := json.Unmarshal(raw, &have); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	unnumbered := svc.appID == "" || svc.appID == "-"
-	if svc.local == nil && unnumbered && have.SecretID != want.SecretID {
+	named := filepath.Base(dir) == stateName(svc) // the name tells numbered accounts and embedded stores apart
+	if named && svc.local == nil && !want.numbered() && have.SecretID != want.SecretID || !named && !have.same(want) {
 		return advise(fmt.Errorf("state directory %s belongs to the key %s, not to %s", dir, have.SecretID, want.SecretID),
 			"if both keys are of one account, remove %s and mount again; else tell the accounts apart with --appid", name)
 	}

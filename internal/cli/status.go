@@ -7,6 +7,7 @@ import (
 	iofs "io/fs"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -97,6 +98,15 @@ func (a *app) gather(ctx context.Context, path string) ([]oneStatus, error) {
 			}
 			one.Mountpoint, one.PID, one.StateDir, one.Error = d.info.Mountpoint, d.info.PID, d.info.StateDir, err.Error()
 		}
+		for i := range one.Uploads {
+			one.Uploads[i].Path = fromRoot(one.Uploads[i].Path)
+		}
+		for i := range one.Retrievals {
+			one.Retrievals[i].Path = fromRoot(one.Retrievals[i].Path)
+		}
+		for i := range one.Waiters {
+			one.Waiters[i].Path = fromRoot(one.Waiters[i].Path)
+		}
 		out = append(out, one)
 	}
 	return append(out, dead...), nil
@@ -104,8 +114,9 @@ func (a *app) gather(ctx context.Context, path string) ([]oneStatus, error) {
 
 // statusTarget finds the daemon of a path, or the one that still drains what was mounted there.
 func (a *app) statusTarget(ctx context.Context, path string) (*daemon, error) {
-	if _, err := os.Lstat(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+	_, missing := os.Lstat(path)
+	if missing != nil && !errors.Is(missing, os.ErrNotExist) {
+		return nil, missing
 	}
 	d, err := a.daemonAt(ctx, path)
 	if !errors.Is(err, fs.ErrNotMounted) {
@@ -115,6 +126,9 @@ func (a *app) statusTarget(ctx context.Context, path string) (*daemon, error) {
 		if d.info.Mountpoint == path || d.info.Mountpoint == mountName(path) {
 			return d, nil
 		}
+	}
+	if missing != nil { // said only now: what is still archiving may have had its mount point removed
+		return nil, fmt.Errorf("%s: %w", path, syscall.ENOENT)
 	}
 	return nil, advise(fmt.Errorf("%s is not inside a casfs mount", path), "casfs status lists the mounts")
 }
@@ -310,6 +324,14 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 		}
 	}
 	return b.String()
+}
+
+// fromRoot is the form of paths in JSON: from the account's root, with no slash before them.
+func fromRoot(p string) string {
+	if p == "/" {
+		return p
+	}
+	return strings.TrimPrefix(p, "/")
 }
 
 // inMount turns a path from the account's root into one from the mount point.

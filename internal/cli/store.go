@@ -232,7 +232,7 @@ func (s *localStore) hold() (bool, error) {
 	})
 	s.wg.Go(func() {
 		for {
-			c, err := published.Accept()
+			c, err := s.next(published)
 			if err != nil {
 				return
 			}
@@ -242,10 +242,26 @@ func (s *localStore) hold() (bool, error) {
 	return true, nil
 }
 
+// next returns the next connection; an error only when there will be no more. For lack of descriptors or memory there is
+// none for a moment: whoever connects meanwhile waits in the socket's queue.
+func (s *localStore) next(l net.Listener) (net.Conn, error) {
+	for {
+		c, err := l.Accept()
+		if err == nil || errors.Is(err, net.ErrClosed) || s.ctx.Err() != nil {
+			return c, err
+		}
+		s.log.Warn("embedded store: accepting a connection", "err", err)
+		select {
+		case <-s.ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
 // accept hands the connections of this process's own client to whoever holds the store.
 func (s *localStore) accept(l net.Listener) {
 	for {
-		c, err := l.Accept()
+		c, err := s.next(l)
 		if err != nil {
 			return
 		}

@@ -69,7 +69,7 @@ func TestRecallShowsProgress(t *testing.T) {
 	u := newUser(t)
 	m, v := recallMount(u, map[string]int{"a": 1 << 20, "b": 1 << 20}, "--standard", "2500ms")
 	out, got, code := u.onTerminal(nil, "recall", "-r", "--wait", v)
-	if code != 0 || out != "2 files local\n" || !strings.Contains(got, "recalling 0/2 files") {
+	if code != 0 || out != "2 files local\n" || !strings.Contains(got, "recalling 0/2 files") || strings.Contains(got, "( 0 B)") {
 		t.Errorf("exit %d, printed %q, and on the terminal %q", code, out, got)
 	}
 	last := got[strings.LastIndexByte(got, '\r')+1:]
@@ -100,7 +100,17 @@ func TestUmountShowsProgress(t *testing.T) {
 			p.Signal(os.Interrupt)
 		}
 	}, "umount", m.point)
-	if !once || code == 0 || !strings.Contains(shown, "MiB") {
+	if !once || code == 0 || !strings.Contains(shown, "MiB") || !strings.Contains(shown, m.point+" stays mounted") {
+		t.Errorf("exit %d, and on the terminal %q", code, shown)
+	}
+	once = false
+	_, shown, code = u.onTerminal(func(shown string, p *os.Process) {
+		if !once && strings.Contains(shown, "archiving 0/1 files") {
+			once = true
+			p.Signal(os.Interrupt)
+		}
+	}, "sync", filepath.Join(v, "big"))
+	if !once || code != exitFailed || !strings.Contains(shown, "casfs: interrupted") || !strings.Contains(shown, "casfs status shows it") {
 		t.Errorf("exit %d, and on the terminal %q", code, shown)
 	}
 	if err := exec.Command("mountpoint", "-q", m.point).Run(); err != nil {

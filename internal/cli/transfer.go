@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/bits"
 	"math/rand/v2"
 	"os"
 
@@ -36,10 +37,22 @@ func (u uploadOptions) check() error {
 	if u.partSize != 0 && (u.partSize < cas.MinPartSize || u.partSize > cas.MaxPartSize) {
 		return usagef("--part-size lies between %s and %s", sizeText(cas.MinPartSize), sizeText(cas.MaxPartSize))
 	}
+	if err := powerOfTwo("--part-size", u.partSize); err != nil {
+		return err
+	}
 	if len(u.description) > cas.MaxDescription {
 		return usagef("--desc has at most %d bytes", cas.MaxDescription)
 	}
 	return nil
+}
+
+// powerOfTwo refuses parts whose tree hashes are no nodes of the archive's tree.
+func powerOfTwo(name string, n int64) error {
+	if n&(n-1) == 0 {
+		return nil
+	}
+	below := int64(1) << (bits.Len64(uint64(n)) - 1)
+	return usagef("%s is a power of two, as %s or %s", name, sizeText(below), sizeText(2*below))
 }
 
 // upload stores a file as one archive, or finishes the upload uploadID with it.
@@ -82,10 +95,12 @@ func (a *app) upload(cmd *cobra.Command, c *cas.Client, vault, name, uploadID st
 		}
 		return a.printJSON(out)
 	}
+	// Standard output is the ID alone, for scripts.
 	if res.Skipped > 0 {
-		a.printf("resumed: %s of %s were there\n", sizeText(res.Skipped), sizeText(res.Size))
+		fmt.Fprintf(a.errOut, "resumed: %s of %s were there\n", sizeText(res.Skipped), sizeText(res.Size))
 	}
-	a.printf("archive    %s\ntree hash  %s\n", res.ArchiveID, res.TreeHash)
+	fmt.Fprintf(a.errOut, "tree hash %s\n", res.TreeHash)
+	a.printf("%s\n", res.ArchiveID)
 	return nil
 }
 

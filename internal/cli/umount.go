@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,12 +23,16 @@ func (a *app) umountCmd() *cobra.Command {
 		Aliases: []string{"unmount"},
 		Short:   "archive what is left, unmount, and wait for the end",
 		Long: `Waits until everything written is in the vault, unmounts, and returns when the
-mount's process is gone. Interrupted, it leaves the mount as it is.
+mount's process is gone. Interrupted before it has unmounted, it leaves the mount as it is.
+
+With --lazy it unmounts also while programs have files open. The mount's process ends when they have closed them and
+what they wrote is archived; the verb waits for that, too, and interrupting it ends only the wait.
 
 With --timeout it unmounts when the time is up; what is not in the vault by then
 is listed (exit code 3), stays in the state directory, and goes on with the next mount. A mount whose process
-has died is cleared away.`,
-		Args: positional(1, 1),
+has died is cleared away, also with exit code 3: what that process had not archived goes on with the next mount.`,
+		Args:              positional(1, 1),
+		ValidArgsFunction: completeMounts,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.umount(cmd.Context(), args[0], timeout, lazy)
 		},
@@ -57,22 +62,36 @@ func (a *app) umount(ctx context.Context, arg string, timeout time.Duration, laz
 	}
 	if d == nil { // the dead mount was cleared away
 		if a.json {
-			return a.printJSON(map[string]any{"mountpoint": point, "stale": true, "pending": []pendingView{}})
+			if err := a.printJSON(map[string]any{"mountpoint": point, "stale": true, "pending": []pendingView{}}); err != nil {
+				return err
+			}
+		} else {
+			fmt.Fprintf(a.errOut, "casfs: %s: its casfs had died; the mount is cleared away\n"+
+				"  what was not in the vault yet is safe in its state directory; the next mount goes on\n", point)
 		}
-		a.printf("%s: its casfs had died; cleared the mount away. What was written goes on with the next mount.\n", point)
-		return nil
+		return quietly(exitPartial) // nobody knows that everything is in the vault
 	}
 	b := a.newBar("archiving", 0, true)
+	detached := func() {}
+	if lazy && !a.json {
+		detached = a.sayDetached(ctx, d.info.Mountpoint, b)
+	}
 	rep, err := d.client.Unmount(ctx, control.UnmountRequest{Lazy: lazy, Timeout: int64(timeout)}, b.engine)
+	detached()
 	b.done()
 	switch {
 	case errors.Is(err, control.ErrBusy):
 		return advise(fmt.Errorf("%s is in use by other programs", d.info.Mountpoint), "close their files (fuser -vm %s lists them), or add --lazy", d.info.Mountpoint)
+	case err != nil && ctx.Err() != nil && !isMounted(d.info.Mountpoint):
+		return advise(err, "%s is unmounted; its process ends when no file is open and its uploads are done: casfs status shows it", d.info.Mountpoint)
+	case err != nil && ctx.Err() != nil:
+		return advise(err, "%s stays mounted, and what is not in the vault yet is on its way: casfs status shows it", d.info.Mountpoint)
 	case err != nil:
 		return err
 	}
 	pending := make([]pendingView, 0, len(rep.Pending))
 	for _, p := range rep.Pending {
+		p.Path = fromRoot(p.Path)
 		pending = append(pending, pendingView(p))
 	}
 	if a.json {
@@ -99,6 +118,39 @@ func (a *app) umount(ctx context.Context, arg string, timeout time.Duration, laz
 	return quietly(exitPartial)
 }
 
+// isMounted reports whether a casfs mount has this name; true when nobody knows.
+func isMounted(names ...string) bool {
+	mounts, err := casfsMounts()
+	return err != nil || slices.ContainsFunc(mounts, func(m mountEntry) bool { return slices.Contains(names, m.point) })
+}
+
+// lazyGrace is how long a lazy umount may take after the mount is gone until it says what it waits for.
+const lazyGrace = time.Second
+
+// sayDetached says, when the mount has gone from its mount point and the verb goes on waiting, what for. The function it
+// returns ends that.
+func (a *app) sayDetached(ctx context.Context, point string, b *bar) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for left := lazyGrace; left > 0; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if !isMounted(point) {
+				left -= 100 * time.Millisecond
+			}
+		}
+		b.note(a.errOut, "casfs: %s is unmounted; waiting until programs have closed their files in it and these are archived (interrupting this ends only the wait)\n", point)
+	}()
+	return func() { cancel(); <-ended }
+}
+
 // daemonOf finds the daemon that mounts, or has just unmounted, a mount point;
 // nil when it has died and its mount was cleared away.
 func (a *app) daemonOf(ctx context.Context, point string) (*daemon, error) {
@@ -109,15 +161,7 @@ func (a *app) daemonOf(ctx context.Context, point string) (*daemon, error) {
 			return d, nil
 		}
 	}
-	mounts, err := casfsMounts()
-	if err != nil {
-		return nil, err
-	}
-	mounted := false
-	for _, m := range mounts {
-		mounted = mounted || m.point == point || m.point == real
-	}
-	if !mounted {
+	if !isMounted(point, real) {
 		return nil, advise(fmt.Errorf("%s is no casfs mount point", point), "casfs status lists the mounts")
 	}
 	d, err := a.probeMount(ctx, real)

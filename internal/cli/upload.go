@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -153,8 +154,8 @@ func (a *app) uploadResumeCmd() *cobra.Command {
 		return a.upload(cmd, c, vault, args[1], args[0], u)
 	})
 	cmd.Long = `Compares the parts the service has with FILE, sends what is missing and
-completes the archive. A FILE that differs from what was sent is refused before
-anything is sent.`
+completes the archive, whose ID it prints. A FILE that differs from what was sent
+is refused before anything is sent.`
 	sendFlags(cmd, &u)
 	a.addJSON(cmd)
 	return cmd
@@ -162,19 +163,32 @@ anything is sent.`
 
 func (a *app) uploadAbortCmd() *cobra.Command {
 	cmd := a.vaultVerb("abort VAULT UPLOAD…", "drop uploads in progress", 1, -1, func(cmd *cobra.Command, c *cas.Client, vault string, args []string) error {
+		aborted, absent := []string{}, []string{} // not null, in JSON
 		for _, id := range args {
+			// To abort one that is not there succeeds without a difference.
+			_, perr := c.ListParts(cmd.Context(), vault, id, cas.Page{Limit: 1})
 			if err := c.AbortUpload(cmd.Context(), vault, id); err != nil {
 				return err
 			}
+			if errors.Is(perr, cas.ErrNotFound) {
+				absent = append(absent, id)
+				if !a.json {
+					fmt.Fprintf(a.errOut, "casfs: there is no upload %s: it was completed or aborted, or has expired\n", shown(id))
+				}
+				continue
+			}
+			aborted = append(aborted, id)
 			if !a.json {
 				a.printf("aborted %s\n", shown(id))
 			}
 		}
 		if a.json {
-			return a.printJSON(map[string]any{"aborted": args})
+			return a.printJSON(map[string]any{"aborted": aborted, "absent": absent})
 		}
 		return nil
 	})
+	cmd.Long = `Drops uploads in progress and the parts the service has of them. One that is not
+there is no failure, but is said.`
 	a.addJSON(cmd)
 	return cmd
 }
@@ -185,6 +199,11 @@ func (a *app) uploadStartCmd() *cobra.Command {
 		part, err := parseSize(args[0])
 		if err != nil {
 			return usagef("PART-SIZE: %v", err)
+		}
+		if part >= cas.MinPartSize && part < cas.MaxPartSize { // else the client says what is wrong
+			if err := powerOfTwo("PART-SIZE", part); err != nil {
+				return err
+			}
 		}
 		id, err := c.InitiateUpload(cmd.Context(), vault, desc, part)
 		if err != nil {

@@ -32,6 +32,8 @@ func TestBadUsage(t *testing.T) {
 		{"frobnicate", 2, `unknown verb "frobnicate"`},
 		{"statsu", 2, "did you mean status"},
 		{"foo", 2, `unknown verb "foo"`},
+		{"help|foo", 2, `unknown verb "foo"`},
+		{"help|vault|foo", 2, `casfs vault has no verb "foo"`},
 		{"--frobnicate", 2, "unknown flag: --frobnicate"},
 		{"vault", 2, "a verb is missing: list, create"},
 		{"vault|frob", 2, `there is no verb "frob"`},
@@ -43,6 +45,7 @@ func TestBadUsage(t *testing.T) {
 		{"vault|list|--limit|x|" + local, 2, "--limit"},
 		{"vault|list", 2, "which service?"},
 		{"vault|list|--endpoint|http://127.0.0.1:1|" + local, 2, "exclude each other"},
+		{"vault|list|--region|x|" + local, 2, "--local and --region exclude each other"},
 		{"vault|list|--endpoint|ftp://x", 1, "no credentials"},
 		{"vault|list|--config-file|/nonexistent", 1, "/nonexistent: no such file"},
 		{"vault|list|--local|/proc/nothing", 1, "there is no store in"},
@@ -55,6 +58,8 @@ func TestBadUsage(t *testing.T) {
 		{"archive|upload|v|" + small + "|--desc|a\nb|" + local, 2, "a description with control characters"},
 		{"archive|delete|v|a/b|" + local, 2, `"a/b" is no archive id`},
 		{"upload|start|v|1K|" + local, 2, "a part size of 1024 bytes"},
+		{"upload|start|v|3M|" + local, 2, "PART-SIZE is a power of two, as 2.0 MiB or 4.0 MiB"},
+		{"archive|upload|v|" + small + "|-p|3M|" + local, 2, "--part-size is a power of two, as 2.0 MiB or 4.0 MiB"},
 		{"archive|upload|v|" + small + "|-p|3X|" + local, 2, "is not a size"},
 		{"archive|upload|v|" + small + "|-p|1K|" + local, 2, "--part-size lies between"},
 		{"archive|upload|v|" + small + "|--desc|" + strings.Repeat("x", 1025) + "|" + local, 2, "at most 1024 bytes"},
@@ -68,6 +73,9 @@ func TestBadUsage(t *testing.T) {
 		{"job|start|v|--tier|Bulk|" + local, 2, "--tier needs an ARCHIVE"},
 		{"job|start|v|" + id + "|--limit|5|" + local, 2, "belongs to inventories"},
 		{"job|start|v|" + id + "|--tier|fast|" + local, 2, "is not one of Expedited, Standard, Bulk"},
+		{"job|start|v|" + id + "|--start|1M|" + local, 2, "--start needs --size"},
+		{"job|start|v|" + id + "|--start|0|" + local, 2, "--start needs --size"},
+		{"job|start|v|" + id + "|--range|0-|" + local, 2, "the end of a retrieval's range must be given"},
 		{"job|start|v|--start-date|yesterday|" + local, 2, "is not a time"},
 		{"job|start|v|--limit|10001|" + local, 2, "between 1 and 10000"},
 		{"job|start|v|" + id + "|--to-cos|x|" + local, 2, "is not BUCKET/OBJECT"},
@@ -98,7 +106,7 @@ func TestBadUsage(t *testing.T) {
 		{"mount|" + small + "|" + local, 1, "small"},
 		{"umount|" + mnt, 1, "is no casfs mount point"},
 		{"status|" + mnt, 1, "not inside a casfs mount"},
-		{"status|/nonexistent", 1, "not inside a casfs mount"},
+		{"status|/nonexistent", 1, "/nonexistent: no such file or directory"},
 		{"stat|" + small, 1, "not inside a casfs mount"},
 		{"stat|/nonexistent", 1, "no such file"},
 		{"sync", 2, "missing PATH"},
@@ -130,6 +138,27 @@ func TestBadUsage(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(u.home, "state")); err == nil {
 		t.Error("bad usage made a state directory")
+	}
+}
+
+// TestHelp: every way to ask prints the same, and no verb explains flags of another.
+func TestHelp(t *testing.T) {
+	u := newUser(t)
+	for _, verb := range [][]string{nil, {"mount"}, {"trash", "list"}, {"serve"}, {"help"}} {
+		if a, b := u.ok(append([]string{"help"}, verb...)...), u.ok(append(verb, "--help")...); a != b || a == "" {
+			t.Errorf("casfs help %v:\n%s\n--help:\n%s", verb, a, b)
+		}
+	}
+	if out := u.ok("help", "serve"); strings.Contains(out, "--daemon") {
+		t.Errorf("serve has no --daemon:\n%s", out)
+	}
+	if out := u.ok("help", "mount"); !strings.Contains(out, "with --daemon, a file in the state directory") {
+		t.Errorf("mount does not say where it logs:\n%s", out)
+	}
+	dir := u.path("share/man")
+	u.ok("man", dir)
+	if _, err := os.Stat(filepath.Join(dir, "casfs-mount.1")); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -298,4 +327,36 @@ func TestInstall(t *testing.T) {
 	if out := u.ok("version"); !strings.HasPrefix(out, "casfs ") {
 		t.Errorf("version: %q", out)
 	}
+}
+
+// TestCompletion: what a shell is told when somebody presses TAB, the number of cobra's directive last.
+func TestCompletion(t *testing.T) {
+	u := newUser(t)
+	m := u.mount()
+	for _, v := range []string{"photos", "papers", "music"} {
+		if err := os.Mkdir(filepath.Join(m.point, v), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const files, noFiles = "\n:0\n", "\n:4\n"
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"mount", "--tier", ""}, "standard\nbulk\nexpedited\nauto" + noFiles},
+		{[]string{"recall", "--tier", ""}, "standard\nbulk\nexpedited\nauto" + noFiles},
+		{[]string{"job", "start", "v", "x", "--tier", ""}, "Expedited\nStandard\nBulk" + noFiles},
+		{[]string{"mount", "--recall", ""}, "auto\nqueue\ndeny" + noFiles},
+		{[]string{"mount", "--trash", ""}, "min-age\noff" + noFiles},
+		{[]string{"mount", "--drain="}, "finish\nstop" + noFiles},
+		{[]string{"umount", m.point[:len(m.point)-1]}, m.point + files},
+		{[]string{"umount", "./"}, files[1:]},
+		{[]string{"inventory", "p"}, "papers\nphotos" + files},
+		{[]string{"inventory", "mnt/"}, files[1:]},
+	} {
+		if out := u.ok(append([]string{"__complete"}, c.args...)...); out != c.want {
+			t.Errorf("%q: got %q, want %q", c.args, out, c.want)
+		}
+	}
+	u.ok("umount", m.point)
 }

@@ -113,6 +113,8 @@ type value[T any] struct {
 	kind  string
 	text  string // as given, for help and messages
 	parse func(string) (T, error)
+
+	choices []string // for the shell to offer
 }
 
 func (v *value[T]) String() string {
@@ -136,8 +138,14 @@ type boolValue struct{ *value[bool] }
 
 func (boolValue) IsBoolFlag() bool { return true }
 
-func str(p *string) pflag.Value {
+func str(p *string) *value[string] {
 	return &value[string]{p: p, kind: "string", parse: func(s string) (string, error) { return s, nil }}
+}
+
+// offer names values for the shell to offer; others are good, too.
+func offer(v *value[string], choices ...string) pflag.Value {
+	v.choices = choices
+	return v
 }
 
 func pathValue(p *string) pflag.Value {
@@ -173,7 +181,7 @@ func boolean(p *bool) pflag.Value {
 }
 
 func oneOf(p *string, choices ...string) pflag.Value {
-	return &value[string]{p: p, kind: strings.Join(choices, "|"), parse: func(s string) (string, error) {
+	return &value[string]{p: p, kind: strings.Join(choices, "|"), choices: choices, parse: func(s string) (string, error) {
 		for _, c := range choices {
 			if strings.EqualFold(s, c) {
 				return c, nil

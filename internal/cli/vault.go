@@ -143,14 +143,21 @@ func archives(v cas.VaultInfo) string {
 
 func (a *app) vaultCreateCmd() *cobra.Command {
 	cmd := a.vaultVerb("create VAULT", "create a vault", 0, 0, func(cmd *cobra.Command, c *cas.Client, vault string, _ []string) error {
+		// To create one that is there succeeds without a difference.
+		_, err := c.DescribeVault(cmd.Context(), vault)
+		existed := err == nil
 		location, err := c.CreateVault(cmd.Context(), vault)
 		if err != nil {
 			return err
 		}
-		if a.json {
-			return a.printJSON(map[string]string{"name": vault, "location": location})
+		switch {
+		case a.json:
+			return a.printJSON(map[string]any{"name": vault, "location": location, "created": !existed})
+		case existed:
+			a.printf("%s exists already\n", vault)
+		default:
+			a.printf("created %s\n", vault)
 		}
-		a.printf("created %s\n", vault)
 		return nil
 	})
 	cmd.PreRun = func(*cobra.Command, []string) { a.makeStore = true }

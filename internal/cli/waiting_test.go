@@ -79,7 +79,7 @@ func TestReadsThatMayNotRecall(t *testing.T) {
 	if err := os.WriteFile(indexer, b, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if out := u.ok("allow", "--files", "1", "--mount", m.point); !strings.Contains(out, "may recall more") {
+	if out := u.ok("allow", "--files", "1", "--mount", m.point); !strings.Contains(out, "may recall more: now 1 of 2 files, ") {
 		t.Error(out)
 	}
 	if code, _, errOut := u.cat(indexer, at("three")); code == 0 || !strings.Contains(errOut, "Object is remote") {

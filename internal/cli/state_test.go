@@ -1,0 +1,65 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestServiceMoved: casfs serve comes back at another address, which is another service as far as a mount knows. It says where
+// the bytes are that only the state of the old one has, and goes on with that when told.
+func TestServiceMoved(t *testing.T) {
+	u := newUser(t)
+	s := u.serve(u.path("served"), "--standard", "50ms")
+	u.ok("vault", "create", "v", s.config())
+	m := u.mountServed(s, "--settle", "1h")
+	precious := filepath.Join(m.point, "v", "precious")
+	if err := os.WriteFile(precious, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	old := s.endpoint
+	s.kill(syscall.SIGKILL)
+	if r := u.casfs("umount", m.point, "--timeout", "1s"); r.code != exitPartial {
+		t.Fatal(r)
+	}
+	states, _ := filepath.Glob(u.path("state/*"))
+	if len(states) != 1 {
+		t.Fatalf("states: %q", states)
+	}
+	s.start("127.0.0.1:0")
+	if s.endpoint == old {
+		t.Skip("the same port again")
+	}
+	mount := append(append([]string{"mount", "--daemon"}, m.flags...), m.point)
+	for range 2 { // also when it has a state of its own by now
+		r := u.casfs(mount...)
+		if r.code != 0 || !strings.Contains(r.err, "not in the vault yet") || !strings.Contains(r.err, old) || !strings.Contains(r.err, "--state-dir "+states[0]+"\n") {
+			t.Errorf("a mount that does not show staged files must say where they are: %v", r)
+		}
+		u.ok("umount", m.point)
+	}
+	// Somebody else's state is not taken.
+	key := &user{t: t, home: u.home, env: u.env, limit: u.limit}
+	if r := key.casfs("mount", "--local", u.path("store"), "--state-dir", states[0], m.point); r.code != exitFailed || !strings.Contains(r.err, "belongs to the key") {
+		t.Errorf("the state of another account: %v", r)
+	}
+	m.flags = append(m.flags, "--state-dir", states[0])
+	m.start()
+	if out := u.ok("status", "--state-dir", states[0]); !strings.Contains(out, states[0]) {
+		t.Errorf("status: %s", out)
+	}
+	u.ok("sync", m.point)
+	u.ok("evict", precious)
+	if b, err := os.ReadFile(precious); string(b) != "data" {
+		t.Errorf("got %q, %v", b, err)
+	}
+	u.ok("umount", m.point)
+	// Nothing waits there any more.
+	m.flags = m.flags[:len(m.flags)-2]
+	if r := u.casfs(mount...); r.code != 0 || r.err != "" {
+		t.Errorf("nothing is staged elsewhere: %v", r)
+	}
+	u.ok("umount", m.point)
+}
