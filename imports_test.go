@@ -24,6 +24,7 @@ var ours = map[string][]string{
 	"internal/bench":       {"cache/catalog"}, // fills catalogs of a million entries directly
 	"fs/internal/loopback": {},
 	"internal/built":       {}, // for tests
+	"internal/noise":       {}, // for tests
 	"internal/e2e":         {}, // tests only
 	"internal/crash":       {}, // tests only
 	"fs":                   {"jobs", "cas", "cache/catalog", "cache/content"},

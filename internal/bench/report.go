@@ -25,13 +25,13 @@ type target struct {
 var targets = []target{
 	{"sequential write to close, against loopback without passthrough", "write/loopback", "×", 1.5, false, ""},
 	{"sequential write to close, against rclone", "write/rclone", "×", 2.5, false, ""},
-	{"warm sequential read, against loopback with passthrough", "read/seq", "×", 0.95, false, ""},
+	{"warm sequential read, against loopback with passthrough", "read/seq", "×", 0.95, false, readShort},
 	{"warm random read, against loopback with passthrough", "read/random", "×", 0.95, false, ""},
 	{"`cp -r` of small files in, against the disk below", "small/disk cp -r", "×", 0.45, false, fuseShort("cp -r")},
 	{"`cp -r` of small files in, against rclone", "small/rclone cp -r", "×", 2.5, false, rcloneShort("cp -r")},
 	{"`rsync -a` of small files in, against the disk below", "small/disk rsync -a", "×", 0.45, false, fuseShort("rsync -a")},
 	{"`rsync -a` of small files in, against rclone", "small/rclone rsync -a", "×", 2.5, false, rcloneShort("rsync -a")},
-	{"time of a cold `find -ls` of the largest tree, against the disk below", "list/disk", "×", 1.5, true, ""},
+	{"time of a cold `find -ls` of the largest tree, against the disk below", "list/disk", "×", 1.5, true, listShort},
 	{"speed of the same, against rclone", "list/rclone", "×", 5, false, ""},
 	{"write to archived, against hashing every byte four times", "archive", "×", 0.6, false, archiveShort},
 	{"recall, against a download with one hash", "recall", "×", 0.8, false, ""},
@@ -56,9 +56,16 @@ func rcloneShort(tool string) string {
 		"the kernel asks it once more for each file, for the directory's attributes, and a create is a staging file, a record in the journal and some six keys in the index, which rclone, remembering nothing over a crash, does without."
 }
 
-const archiveShort = "Both sides run on the same processors here, and hashing is not all they do. Of a profile of `casfs sync` (perf, 81 % of both processors busy) SHA-256 was 45 % and copying 20 %: " +
-	"out of the page cache, into and out of a socket, and into the page cache again; the rest is the store's fsync of each part, and before all that the bytes were copied through FUSE, a third of the time in all. " +
-	"So the hashing of the bound fills less than half of the processors' time even when they are never idle."
+const readShort = "Noise. The kernel reads from the page cache below and asks casfs for nothing but the open, as with the loopback; how it happened to lay out the pages of a file decides. " +
+	"Medians of five of either differ by a quarter from run to run: 0.77, 0.86, 1.00, 1.04 and 1.22 × were seen on one machine in one evening."
+
+const listShort = "What a system call and a page fault cost decides. The loopback needs {list/fuse} × the time of the disk here, and casfs is {list/loopback} × as fast as that; " +
+	"on a machine where they cost half as much, the loopback needed 1.94 ×, casfs 1.10 ×."
+
+const archiveShort = "Both sides run on the same processors and the same disk here, and hashing is not all they do. In a profile of `casfs sync` (perf) SHA-256 was 64 %: " +
+	"40 for the store, which takes its two hashes one after the other by the standard library, so that it checks the client's code, and 24 for the client, which takes both at once. " +
+	"The processors were 64 % busy, and that is not a matter of more parts at a time (`--parts 16` gives a twentieth): the rest is waiting for the disk, to which every byte goes twice, " +
+	"into staging and into the store, each time with fsync. Two GiB at the rate of `copy + fsync` take {archive/disk} of all that time. Before that the bytes were copied through FUSE, a sixth of the time."
 
 func (t *target) met(v float64) bool {
 	if t.most {

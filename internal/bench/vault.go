@@ -122,6 +122,7 @@ func (b *bench) archive() error {
 		return err
 	}
 	b.values["archive"] = r.ratio("hash × 4")
+	b.values["archive/disk"] = 2 * r.ratio("copy + fsync")
 	b.peaks("peak RSS after that", []*peer{c})
 	return nil
 }

@@ -41,7 +41,7 @@ var foreign = []string{
 // Env is the environment of somebody who lives in home and keeps casfs's state in its directory "state".
 func Env(home string, more ...string) []string {
 	// A program with the race detector sleeps for a second before it ends; tests start it hundreds of times.
-	env := []string{"GORACE=atexit_sleep_ms=20", "HOME=" + home, "CASFS_STATE_DIR=" + filepath.Join(home, "state")}
+	env := []string{"GORACE=atexit_sleep_ms=20 " + os.Getenv("GORACE"), "HOME=" + home, "CASFS_STATE_DIR=" + filepath.Join(home, "state")}
 next:
 	for _, kv := range os.Environ() {
 		name, _, _ := strings.Cut(kv, "=")

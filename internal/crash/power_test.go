@@ -25,6 +25,7 @@ import (
 type disk struct {
 	t          *testing.T
 	image, dir string
+	mnt        string // of the casfs that has its state on it
 }
 
 // system runs a program of the system.
@@ -57,7 +58,7 @@ func newDisk(t *testing.T, image, dir string, mib int64) *disk {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	d := &disk{t, image, dir}
+	d := &disk{t: t, image: image, dir: dir}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 	d.mount()
 	for name, sync := range map[string]bool{"synced": true, "not-synced": false} {
@@ -114,8 +115,10 @@ func (d *disk) pull() {
 // mount's: the kernel may read and write those on the disk directly.
 func (d *disk) replace() {
 	d.t.Helper()
+	// What the killed casfs had registered for passthrough stays open until its mount is gone, and a while longer.
+	for d.mnt != "" && unix.Unmount(d.mnt, unix.MNT_DETACH) == nil {
+	}
 	err := unix.Unmount(d.dir, 0)
-	// The kernel lets go of what a mount had opened for passthrough in the background, after those who used it have gone.
 	for end := time.Now().Add(time.Minute); errors.Is(err, unix.EBUSY) && time.Now().Before(end); err = unix.Unmount(d.dir, 0) {
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -144,7 +147,9 @@ func (d *disk) replace() {
 func powered(t *testing.T) (*machine, *disk) {
 	m := newMachine(t, true, "--standard", "20ms", "--inventory", "20ms", "--recall-guard-files", "0",
 		"--staging-size", "200M", "--cache-size", "200M", "--parts", "2")
-	return m, newDisk(t, m.path("disk"), m.path("state"), 700)
+	d := newDisk(t, m.path("disk"), m.path("state"), 700)
+	d.mnt = m.mnt
+	return m, d
 }
 
 // promise is one way to be told that something is on stable disk.

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/casfs/casfs/internal/noise"
 )
 
 // worker uses one directory of the mount and remembers what was acknowledged.
@@ -93,13 +95,7 @@ func (w *worker) do(p pending, run func() error, done func()) error {
 func (w *worker) path(name string) string { return filepath.Join(w.dir, name) }
 
 func (w *worker) bytes(n int) []byte {
-	b := make([]byte, n)
-	var seed [32]byte
-	for i := range seed {
-		seed[i] = byte(w.rng.Uint32())
-	}
-	rand.NewChaCha8(seed).Read(b)
-	return b
+	return noise.Bytes(n, w.rng.Uint64())
 }
 
 // pick returns a name for which want holds, or "".
