@@ -20,20 +20,28 @@ VERSION  ?= $(shell git describe --tags --exact-match 2>/dev/null)
 LDFLAGS  := $(if $(VERSION),-X github.com/casfs/casfs/internal/cli/version.release=$(VERSION))
 # Those that take longest begin first.
 PACKAGES ?= ./jobs ./fs ./internal/crash ./internal/cli ./internal/e2e ./...
+# Nothing is taken from the cache (-count=1): it does not know the programs that tests build.
 # Packages tested at a time: tests wait for disks, mounts and programs more than they compute.
 TESTS    ?= 4
+# The race detector has a shadow for all memory. Above 64 KiB it gets a fresh one by mmap, whose page faults cost more than
+# to clear it, a third of some tests where faults are slow.
+# Nor do most goroutines live long enough to fill a history of accesses; of what raced, the older side's stack may be
+# missing from a report (then run that test with GORACE=history_size=7).
+export GORACE ?= clear_shadow_mmap_threshold=1073741824:history_size=0
+# One set of flags for everything, so that nothing is compiled twice.
+export GOFLAGS ?= -trimpath
 
 .PHONY: build demo test check install uninstall bench crash model test-big foreign fuzz tools clean
 .DEFAULT_GOAL := build
 
 build:
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/casfs .
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/casfs .
 
 demo: build
 	@testdata/demo bin/casfs
 
 test: tools
-	$(GO) test -race -p $(TESTS) -timeout 30m $(PACKAGES)
+	$(GO) test -race -count=1 -p $(TESTS) -timeout 60m $(PACKAGES)
 
 check:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted (run gofmt -w):"; echo "$$unformatted"; exit 1; }
