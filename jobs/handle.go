@@ -386,9 +386,12 @@ func (f *file) flushOrKeepLocked() (kept bool) {
 // version: a shared mapping of it stores past the engine, so the catalog must
 // know beforehand that the bytes are no copy any more.
 func (f *file) expectStoresLocked() error {
-	for f.awaitConvLocked() || f.fds > 0 && !f.gone && f.local != nil && f.ver.V != 0 && f.ver.State == catalog.Archived {
-		if f.conv != nil || f.ver.State != catalog.Archived {
+	for {
+		if f.awaitConvLocked() {
 			continue
+		}
+		if f.fds == 0 || f.gone || f.local == nil || f.ver.V == 0 || f.ver.State != catalog.Archived {
+			return nil
 		}
 		old := f.ver
 		if err := f.supersedeLocked(0, 0); err != nil {
@@ -406,7 +409,6 @@ func (f *file) expectStoresLocked() error {
 		}
 		f.expected = &expected{old: old, writes: f.writes, mtimeSet: f.mtimeSet}
 	}
-	return nil
 }
 
 // expected is what expectStoresLocked did, or the commit of a file that is mapped, to be undone when no store came.
