@@ -315,9 +315,17 @@ func (l *logs) lines() []string {
 	return strings.Split(strings.TrimRight(string(l.buf), "\n"), "\n")
 }
 
+// tail returns the last n lines, after the last warnings and failed calls before them.
 func (l *logs) tail(n int) string {
 	all := l.lines()
-	return strings.Join(all[max(0, len(all)-n):], "\n")
+	from := max(0, len(all)-n)
+	var told []string
+	for _, s := range all[:from] {
+		if strings.Contains(s, "level=WARN") || strings.Contains(s, "level=ERROR") || strings.Contains(s, `msg="call failed"`) {
+			told = append(told, s)
+		}
+	}
+	return strings.Join(append(told[max(0, len(told)-n):], all[from:]...), "\n")
 }
 
 // grep returns the lines that contain all of what.
