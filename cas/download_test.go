@@ -238,3 +238,27 @@ func TestFetchRange(t *testing.T) {
 		checkIs(t, c.FetchRange(t.Context(), "v", "j", Range{0, 5}, make([]byte, 4)), ErrInvalid)
 	})
 }
+
+// A job that finishes between the refusal of its output and the look at it has an output.
+func TestOutputOfAJobThatJustFinished(t *testing.T) {
+	asked := 0
+	f := newFake(t, func(w http.ResponseWriter, r *http.Request, n int) {
+		switch {
+		case !strings.HasSuffix(r.URL.Path, "/output"):
+			io.WriteString(w, `{"JobId":"j","Completed":true,"StatusCode":"Succeeded"}`)
+		case asked == 0:
+			asked++
+			refuse(w, 400, "InvalidParameterValueException", "in progress")
+		default:
+			io.WriteString(w, "bytes")
+		}
+	})
+	out, err := f.client().JobOutput(t.Context(), "v", "j", Range{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Body.Close()
+	if b, err := io.ReadAll(out.Body); err != nil || string(b) != "bytes" {
+		t.Errorf("%q, %v", b, err)
+	}
+}

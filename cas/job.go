@@ -469,8 +469,12 @@ func (c *Client) JobOutput(ctx context.Context, vault, jobID string, r Range) (*
 		q.header = []pair{{"range", "bytes=" + r.String()}}
 	}
 	rep, err := c.do(ctx, q)
-	if err != nil {
-		return nil, c.whyNoOutput(ctx, vault, jobID, err)
+	for asked := 1; err != nil; asked++ {
+		done, why := c.whyNoOutput(ctx, vault, jobID, err)
+		if !done || asked > 1 {
+			return nil, why
+		}
+		rep, err = c.do(ctx, q) // the job may have finished since the refusal
 	}
 	out, err := rep.output(r)
 	if err != nil {
@@ -481,29 +485,29 @@ func (c *Client) JobOutput(ctx context.Context, vault, jobID string, r Range) (*
 }
 
 // whyNoOutput looks at the job: the service does not say which of its states
-// is behind a refusal.
-func (c *Client) whyNoOutput(ctx context.Context, vault, jobID string, err error) error {
+// is behind a refusal. done: by now its output should be there.
+func (c *Client) whyNoOutput(ctx context.Context, vault, jobID string, err error) (done bool, why error) {
 	var e *Error
 	switch {
 	case errors.Is(err, ErrNotFound):
-		return fmt.Errorf("%w: %w", ErrExpired, err)
+		return false, fmt.Errorf("%w: %w", ErrExpired, err)
 	case !errors.Is(err, ErrInvalid) || !errors.As(err, &e) || e.Status == http.StatusRequestedRangeNotSatisfiable:
-		return err
+		return false, err
 	}
 	j, derr := c.DescribeJob(ctx, vault, jobID)
 	switch {
 	case errors.Is(derr, ErrNotFound):
-		return fmt.Errorf("%w: %w", ErrExpired, err)
+		return false, fmt.Errorf("%w: %w", ErrExpired, err)
 	case derr != nil:
-		return err
+		return false, err
 	case !j.Completed:
-		return fmt.Errorf("%w: %w", ErrNotReady, err)
+		return false, fmt.Errorf("%w: %w", ErrNotReady, err)
 	case j.Failed():
-		return fmt.Errorf("%w: %s: %w", ErrJobFailed, oneLine(j.StatusMessage), err)
+		return false, fmt.Errorf("%w: %s: %w", ErrJobFailed, oneLine(j.StatusMessage), err)
 	case !j.CompletionDate.IsZero() && e.Date.Sub(j.CompletionDate) >= outputLife:
-		return fmt.Errorf("%w: %w", ErrExpired, err)
+		return false, fmt.Errorf("%w: %w", ErrExpired, err)
 	}
-	return err
+	return true, err
 }
 
 // output checks that the reply is what was asked for, before anyone trusts a byte.
