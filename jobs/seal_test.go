@@ -119,12 +119,17 @@ func TestWhatCannotBeWrittenOutIsNotStreamed(t *testing.T) {
 	local := f.local
 	f.mu.Unlock()
 	var parts atomic.Int64
+	written := make(chan struct{})
+	end := sync.OnceFunc(func() { close(written) })
+	defer end()
 	r.e.atPoints(func(point string) {
 		if point == "stream.part" && parts.Add(1) == 2 { // a segment
+			<-written     // else it is the writer who fails
 			local.Close() // what fails now is the fsync
 		}
 	})
 	r.writeAll(h, pattern(5<<20, 1), 0)
+	end()
 	eventually(t, func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
