@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
@@ -146,6 +147,7 @@ func TestRepairOfAMissingArchive(t *testing.T) {
 		data := pattern(1<<20, 1)
 		ino := r.write("f", data)
 		r.sync()
+		synctest.Wait() // the first inventory may list the archive, which would be missing no more
 		s := r.stat(ino)
 		r.must(r.client.DeleteArchive(ctx, "v", s.Archives[0].ID))
 		_, err := r.e.catalog.Update(func(tx *catalog.Tx) error {
