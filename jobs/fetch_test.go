@@ -70,7 +70,8 @@ func TestRestartFetchesWhatIsMissing(t *testing.T) {
 	})
 }
 
-// TestRoomBesideAnotherPiece: room is made for one piece while another of the same retrieval finds none, and says so.
+// TestRoomBesideAnotherPiece: room is made for one piece while another of the same retrieval finds none, and says so, and while a
+// recall of the file is asked for.
 func TestRoomBesideAnotherPiece(t *testing.T) {
 	r := newRig(t, nil)
 	rc := r.e.recall
@@ -81,7 +82,11 @@ func TestRoomBesideAnotherPiece(t *testing.T) {
 		rc.mu.Lock()
 		defer rc.mu.Unlock()
 		rt.streaming, rt.large = false, false // as fetchFailedLocked and open do
+		rt.rec.Explicit = false               // as makeExplicitLocked sets it
 	}()
+	if rc.dropForRange(&flight{rt: rt, large: true}, 4096) {
+		t.Error("room was made for what is not recalled")
+	}
 	release, err := rc.makeRoom(context.Background(), &flight{rt: rt}, 4096)
 	r.must(err)
 	release()

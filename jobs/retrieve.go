@@ -303,8 +303,9 @@ func (r *recaller) fail(rt *retrieval, cause error, damaged bool) {
 		r.mu.Unlock()
 		return
 	}
+	job, jobs := rt.rec.JobID, rt.rec.Attempts
 	r.mu.Unlock()
-	r.log.Error("recall given up", "path", r.pathOf(rt.key.ino), "archive", rt.arc.ID, "job", rt.rec.JobID, "jobs", rt.rec.Attempts, "error", cause)
+	r.log.Error("recall given up", "path", r.pathOf(rt.key.ino), "archive", rt.arc.ID, "job", job, "jobs", jobs, "error", cause)
 	err := failedError(cause.Error())
 	if damaged {
 		err = fmt.Errorf("%w: %w", ErrDamaged, cause)

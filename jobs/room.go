@@ -156,7 +156,10 @@ func (r *recaller) dropForReader(fl *flight, n int64) bool {
 // dropForRange makes room for a recalled range of a file that does not fit in the cache, by what the cache has of the file beside: the store
 // does not evict a file that is being recalled.
 func (r *recaller) dropForRange(fl *flight, n int64) bool {
-	if !fl.large || !fl.rt.rec.Explicit {
+	r.mu.Lock()
+	explicit := fl.rt.rec.Explicit
+	r.mu.Unlock()
+	if !fl.large || !explicit {
 		return false
 	}
 	settled, unwanted, recalled := r.settledIn(fl.rt.key), r.unwantedIn(fl.rt.key), r.recalledBy(fl.rt)
