@@ -40,7 +40,7 @@ func (f *file) commitEmptyLocked() error {
 		e.log.Warn("keeping an empty file", "path", e.path(f.ino), "err", err)
 	}
 	e.forgive(f.ino)
-	e.syncEvent(f.ino, v.V, nil)
+	e.syncEvent(f.ino, v.V, 0, nil)
 	return nil
 }
 
@@ -230,7 +230,7 @@ func (e *Engine) commit(ctx context.Context, j *sealed, archives []catalog.Archi
 	e.hit("promoted")
 	e.log.Info("archived", "path", e.path(f.ino), "size", v.Size, "archives", len(archives))
 	e.opts.Observer.AttrChanged(f.ino)
-	e.syncEvent(f.ino, v.V, nil)
+	e.syncEvent(f.ino, v.V, 0, nil)
 	return nil
 }
 

@@ -30,6 +30,7 @@ type uploader struct {
 	small, large []*task // queued, oldest first
 	running      int
 	runningLarge int
+	begun        uint64              // attempts so far
 	streams      *semaphore.Weighted // places of files that are being written
 	byIno        map[uint64][]string // intents of the catalog's Upload records
 	busy         map[string]struct{} // intents some task is sending
@@ -59,6 +60,8 @@ type task struct {
 	again     bool // asked for once more while running
 	cancel    context.CancelCauseFunc
 	attempts  int
+	nth       uint64 // of all attempts, the present one
+	v         uint64 // the version it is for; 0 until that is sealed
 	err       string
 	permanent bool
 	since     time.Time
@@ -185,6 +188,8 @@ func (u *uploader) pumpLocked() {
 		ctx, cancel := context.WithCancelCause(u.ctx)
 		t.state, t.cancel, t.again = taskRunning, cancel, false
 		t.attempts++
+		u.begun++
+		t.nth, t.v = u.begun, 0
 		t.done.Store(0)
 		u.running++
 		if t.large {
@@ -229,6 +234,27 @@ func (u *uploader) finish(t *task, err error) {
 	e := u.e
 	ino := t.ino
 	now := time.Now()
+	putOff := errors.Is(err, errSuperseded) || errors.Is(err, errInUse) || errors.Is(err, catalog.ErrNotExist)
+	u.mu.Lock()
+	stopped := u.ctx == nil || u.ctx.Err() != nil
+	failed := err != nil && !putOff && !stopped
+	permanent := failed && permanentUpload(err)
+	if failed {
+		t.err, t.permanent = err.Error(), permanent
+	}
+	v, nth := t.v, t.nth
+	u.mu.Unlock()
+	switch {
+	case failed:
+		e.log.Error("upload failed", "path", e.path(ino), "attempt", t.attempts, "permanent", permanent, "err", err)
+		if permanent {
+			// While it still counts as running: the next attempt may go well, and what it has taken back must not come after it.
+			e.fail(ino, v, nth, err)
+		}
+	case err != nil && !stopped:
+		e.log.Debug("upload put off", "path", e.path(ino), "why", err)
+	}
+
 	u.mu.Lock()
 	u.running--
 	if t.large {
@@ -236,8 +262,6 @@ func (u *uploader) finish(t *task, err error) {
 	}
 	u.countLocked(t, false)
 	again := t.again
-	stopped := u.ctx == nil || u.ctx.Err() != nil
-	permanent := false
 	switch {
 	case err == nil, errors.Is(err, errSuperseded), errors.Is(err, catalog.ErrNotExist):
 		delete(u.tasks, ino)
@@ -249,8 +273,7 @@ func (u *uploader) finish(t *task, err error) {
 		again = false
 		e.settle.retry(ino, now.Add(retryInUse))
 	default:
-		permanent = permanentUpload(err)
-		t.state, t.err, t.permanent = taskWaiting, err.Error(), permanent
+		t.state = taskWaiting
 		wait := retryPermanent
 		if !permanent {
 			wait = min(retryFirst<<min(t.attempts-1, 16), retryMost)
@@ -262,18 +285,6 @@ func (u *uploader) finish(t *task, err error) {
 	}
 	u.pumpLocked()
 	u.mu.Unlock()
-
-	if err != nil && !stopped {
-		switch {
-		case errors.Is(err, errSuperseded), errors.Is(err, errInUse), errors.Is(err, catalog.ErrNotExist):
-			e.log.Debug("upload put off", "path", e.path(ino), "why", err)
-		default:
-			e.log.Error("upload failed", "path", e.path(ino), "attempt", t.attempts, "permanent", permanent, "err", err)
-			if permanent {
-				e.fail(ino, err)
-			}
-		}
-	}
 	if again {
 		u.enqueue(ino)
 	}
@@ -390,24 +401,36 @@ func permanentUpload(err error) bool {
 	return false
 }
 
-// fail records a permanent failure of ino's version: shown by status, told once
-// to the program that asks, and in the way of nothing else.
-func (e *Engine) fail(ino uint64, cause error) {
+// attempts returns how many have begun.
+func (u *uploader) attempts() uint64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.begun
+}
+
+// sealed notes which version t's attempt is for.
+func (u *uploader) sealed(t *task, v uint64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	t.v = v
+}
+
+// fail records a permanent failure of ino's version v (0: it failed before it was sealed): shown by status, told once
+// to the program that asks, and in the way of nothing else. nth is the attempt, 0 for a stream's.
+func (e *Engine) fail(ino, v, nth uint64, cause error) {
 	text := cause.Error()
 	if todo := whatToDo(cause); todo != "" {
 		text += "; " + todo
 	}
-	var v uint64
 	for _, intent := range e.up.intents(ino) {
 		_, err := e.catalog.Update(func(tx *catalog.Tx) error {
 			u, err := tx.Upload(intent)
 			if err != nil {
 				return err
 			}
-			if u.State == catalog.Abandoned || u.State == catalog.Sent {
+			if u.State == catalog.Abandoned || u.State == catalog.Sent || v != 0 && u.V != v {
 				return nil
 			}
-			v = u.V
 			u.Permanent, u.Error = true, text
 			return tx.PutUpload(u)
 		})
@@ -415,17 +438,38 @@ func (e *Engine) fail(ino uint64, cause error) {
 			e.log.Error("recording a failed upload", "path", e.path(ino), "err", err)
 		}
 	}
+	if !e.noteFailure(ino, v, text) {
+		return
+	}
+	if v == 0 {
+		v = math.MaxUint64
+	}
+	e.syncEvent(ino, v, nth, cause)
+}
+
+// noteFailure keeps why a version cannot be uploaded, unless it is the file's no more: whoever has superseded it has
+// forgiven that, with the file's lock held.
+func (e *Engine) noteFailure(ino, v uint64, text string) bool {
+	f, err := e.acquire(ino)
+	if errors.Is(err, catalog.ErrNotExist) {
+		return false
+	}
+	if err == nil {
+		defer f.put()
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.gone || v != 0 && f.ver.V != v {
+			return false
+		}
+	}
 	e.problemsMu.Lock()
+	defer e.problemsMu.Unlock()
 	if old := e.failures[ino]; old == nil || old.v != v {
 		e.failures[ino] = &failure{v: v, err: text}
 	} else {
 		old.err = text
 	}
-	e.problemsMu.Unlock()
-	if v == 0 {
-		v = math.MaxUint64 // it failed before there was an upload
-	}
-	e.syncEvent(ino, v, cause)
+	return true
 }
 
 // forgive forgets a failure: the version is archived or gone.

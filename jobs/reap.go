@@ -289,7 +289,7 @@ func (b *reclaimer) reclaim(ctx context.Context) (int, error) {
 		e.forgive(ino)
 		e.solved(lostStaging(ino))
 		e.solved(lostWithVault(ino))
-		e.syncEvent(ino, math.MaxUint64, nil)
+		e.syncEvent(ino, math.MaxUint64, 0, nil)
 	}
 	e.up.kickAbandoned()
 	b.kickTrash()

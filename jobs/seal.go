@@ -84,7 +84,7 @@ func (e *Engine) seal(f *file) (*sealed, uint64, error) {
 		}
 		v := f.ver.V
 		if f.unchangedLocked() {
-			e.syncEvent(f.ino, v, nil)
+			e.syncEvent(f.ino, v, 0, nil)
 			return nil, 0, nil
 		}
 		if f.ver.V != v {

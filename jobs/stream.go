@@ -187,7 +187,7 @@ func (e *Engine) runStream(ctx context.Context, f *file, s *stream, v uint64) {
 		case err != nil:
 			e.up.streams.Release(1)
 			placed = false
-			if e.streamFailed(ctx, f, s, err) != nil || e.up.streams.Acquire(ctx, 1) != nil {
+			if e.streamFailed(ctx, f, s, v, err) != nil || e.up.streams.Acquire(ctx, 1) != nil {
 				return
 			}
 			placed = true
@@ -207,7 +207,7 @@ func (e *Engine) runStream(ctx context.Context, f *file, s *stream, v uint64) {
 }
 
 // streamFailed notes a failure and waits until it is time to try again, or for the end of ctx.
-func (e *Engine) streamFailed(ctx context.Context, f *file, s *stream, err error) error {
+func (e *Engine) streamFailed(ctx context.Context, f *file, s *stream, v uint64, err error) error {
 	f.mu.Lock()
 	vault := f.inode.Vault
 	f.mu.Unlock()
@@ -226,7 +226,7 @@ func (e *Engine) streamFailed(ctx context.Context, f *file, s *stream, err error
 	permanent := permanentUpload(err)
 	e.log.Error("sending a file that is being written failed; it is tried again", "path", e.path(f.ino), "attempt", tries, "permanent", permanent, "err", err)
 	if permanent {
-		e.fail(f.ino, err)
+		e.fail(f.ino, v, 0, err)
 	}
 	t := time.NewTimer(wait)
 	defer t.Stop()

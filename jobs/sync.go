@@ -38,13 +38,14 @@ type syncJob struct {
 }
 
 type syncWant struct {
-	v    uint64
-	size int64
+	v     uint64
+	size  int64
+	after uint64 // attempts up to this one of all had begun before: their failures are no answer
 }
 
-// syncEvent tells waiting callers that ino's version v has been archived or is gone (nil), or failed for good. Those who wait
-// for a later one do not hear of it.
-func (e *Engine) syncEvent(ino, v uint64, err error) {
+// syncEvent tells waiting callers that ino's version v has been archived or is gone (nil), or that the nth attempt failed for good.
+// Those who wait for a later version, or have asked for another attempt since, do not hear of it.
+func (e *Engine) syncEvent(ino, v, nth uint64, err error) {
 	e.problemsMu.Lock()
 	var jobs []*syncJob
 	for j := range e.syncs {
@@ -52,14 +53,14 @@ func (e *Engine) syncEvent(ino, v uint64, err error) {
 	}
 	e.problemsMu.Unlock()
 	for _, j := range jobs {
-		j.note(ino, v, err)
+		j.note(ino, v, nth, err)
 	}
 }
 
-func (j *syncJob) note(ino, v uint64, err error) {
+func (j *syncJob) note(ino, v, nth uint64, err error) {
 	j.mu.Lock()
 	w, ok := j.want[ino]
-	if ok = ok && v >= w.v; ok {
+	if ok = ok && v >= w.v && (err == nil || nth > w.after); ok {
 		delete(j.want, ino)
 		if err != nil {
 			j.failed[ino] = err
@@ -212,7 +213,10 @@ func (e *Engine) awaitArchived(ctx context.Context, wants map[uint64]syncWant, p
 	}
 	j := &syncJob{want: wants, failed: map[uint64]error{}, changed: make(chan struct{}, 1)}
 	var start []uint64
+	after := e.up.attempts()
 	for ino, w := range wants {
+		w.after = after
+		wants[ino] = w
 		j.done.FilesTotal++
 		j.done.BytesTotal += w.size
 		start = append(start, ino)
@@ -301,7 +305,7 @@ func (e *Engine) recheck(j *syncJob) error {
 		return err
 	}
 	for _, ino := range done {
-		j.note(ino, math.MaxUint64, nil)
+		j.note(ino, math.MaxUint64, 0, nil)
 	}
 	for _, ino := range again {
 		if _, _, ok := e.up.active(ino); !ok {

@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"math"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -78,4 +79,43 @@ func TestSyncOfAVersionThatWasUndone(t *testing.T) {
 	if _, err := r.e.awaitArchived(ctx, map[uint64]syncWant{ino: {v: r.version(ino).V + 1}}, nil); err != nil {
 		t.Error(err)
 	}
+}
+
+// Nor is the failure of an attempt that had begun before: what made it fail may be mended, as it is when somebody asks for another.
+func TestSyncIsNotEndedByTheAttemptBefore(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { o.virtualTime = true })
+		defer r.close()
+		answer := r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.Hold, Count: 1})
+		allow := r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.Status, Code: "AccessDeniedException", Count: 1})
+		defer allow()
+		ino := r.write("f", []byte("allowed the second time"))
+		synctest.Wait()
+		synced := make(chan error, 1)
+		go func() { synced <- r.e.Sync(context.Background(), []uint64{ino}, nil) }()
+		synctest.Wait() // it waits
+		answer()
+		r.must(<-synced)
+		synctest.Wait()
+		r.wantState(ino, "resident")
+		r.wantNoProblem()
+	})
+}
+
+// The failure of a version that has been superseded since is no failure of the one after it.
+func TestFailureOfTheVersionBefore(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Settle = time.Hour })
+	ino := r.write("f", []byte("the first"))
+	r.sync()
+	r.write("f", []byte("the second"))
+	r.e.fail(ino, 1, math.MaxUint64, cas.ErrAccessDenied)
+	if err := r.e.tellFailure(ino); err != nil {
+		t.Error(err)
+	}
+	r.wantNoProblem()
+	r.e.fail(ino, 2, math.MaxUint64, cas.ErrAccessDenied)
+	r.toldOnce(ino)
+	r.wantProblem("/v/f", "have this key allowed")
+	r.sync()
+	r.wantNoProblem()
 }

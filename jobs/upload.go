@@ -33,6 +33,7 @@ func (e *Engine) upload(ctx context.Context, t *task) error {
 	if j == nil || err != nil {
 		return err
 	}
+	e.up.sealed(t, j.ver.V)
 	e.hit("sealed")
 	for i := range j.segs {
 		e.up.setBusy(j.segs[i].Intent, true)
