@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -110,6 +111,12 @@ func (r *rig) start() {
 	r.stop = func() error {
 		cancel()
 		return <-done
+	}
+	// What is written before the uploader runs is streamed with the next write only, and many a test makes none.
+	for running := e.opts.ReadOnly; !running; runtime.Gosched() {
+		e.up.mu.Lock()
+		running = e.up.ctx != nil
+		e.up.mu.Unlock()
 	}
 }
 
