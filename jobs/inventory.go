@@ -230,6 +230,9 @@ func (r *recaller) startInventory(v catalog.Vault) (*inventory, error) {
 		case ctx.Err() == nil:
 			r.log.Error("inventory failed", "vault", v.Name, "error", err)
 			r.e.problem("inventory/"+v.Name, fmt.Sprintf("the inventory of vault %s failed and is tried again: %v", v.Name, err))
+			if err := r.e.catalog.View(func(tx *catalog.Tx) error { _, err := tx.VaultByName(v.Name); return err }); errors.Is(err, catalog.ErrNotExist) {
+				r.e.solved("inventory/" + v.Name) // deleted meanwhile
+			}
 		}
 	})
 	return inv, nil

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/casfs/casfs/cache/catalog"
@@ -362,6 +363,34 @@ func TestInventoriesAreRare(t *testing.T) {
 		}
 		if n := r.archives(); n[catalog.Live] != 120 {
 			t.Errorf("archives %v", n)
+		}
+	})
+}
+
+// TestInventoryOfADeletedVault: that it failed is nobody's problem once the vault is gone.
+func TestInventoryOfADeletedVault(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		problems := func() []string {
+			s, err := r.e.Status(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s.Problems
+		}
+		r.srv.Inject(castest.Fault{Op: cas.OpInitiateJob, Kind: castest.Status, Code: "AccessDeniedException"})
+		if err := r.e.Inventory(t.Context(), "v", true, nil); err == nil {
+			t.Fatal("the inventory did not fail")
+		}
+		synctest.Wait()
+		if len(problems()) != 1 {
+			t.Fatalf("problems %q", problems())
+		}
+		if err := r.e.Rmdir(t.Context(), catalog.RootIno, "v"); err != nil {
+			t.Fatal(err)
+		}
+		if len(problems()) != 0 {
+			t.Errorf("problems %q", problems())
 		}
 	})
 }

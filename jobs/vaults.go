@@ -134,6 +134,7 @@ func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool, asked uint64) error
 		e.solved("vault/" + v.Name)
 	}
 	for _, name := range dropped {
+		e.vaultEnded(name)
 		e.log.Info("deleted a vault", "vault", name)
 		e.opts.Observer.EntryChanged(catalog.RootIno, name)
 	}
@@ -322,7 +323,13 @@ func (e *Engine) rmVault(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	e.solved("vault/" + name)
+	e.vaultEnded(name)
 	e.log.Info("deleted a vault", "vault", name)
 	return nil
+}
+
+// vaultEnded takes back what was wrong with a vault that is no more.
+func (e *Engine) vaultEnded(name string) {
+	e.solved("vault/" + name)
+	e.solved("inventory/" + name)
 }
