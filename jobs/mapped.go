@@ -88,8 +88,8 @@ func (e *Engine) runMapped(ctx context.Context) error {
 // releaseUnmapped returns how many are left.
 func (e *Engine) releaseUnmapped() int {
 	m := &e.mappings
+	var unmapped []*Handle
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.list = slices.DeleteFunc(m.list, func(h *Handle) bool {
 		f := h.impl.f
 		f.mu.Lock()
@@ -101,10 +101,15 @@ func (e *Engine) releaseUnmapped() int {
 		if held {
 			return false
 		}
-		ino := f.ino
-		h.release()
-		e.opts.Observer.ContentChanged(ino) // stores after the close have moved bytes and times
+		unmapped = append(unmapped, h)
 		return true
 	})
-	return len(m.list)
+	left := len(m.list)
+	m.mu.Unlock()
+	for _, h := range unmapped {
+		ino := h.impl.f.ino
+		h.release()
+		e.opts.Observer.ContentChanged(ino) // stores after the close have moved bytes and times
+	}
+	return left
 }
