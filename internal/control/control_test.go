@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -269,6 +270,42 @@ func TestFinishAnswersWhoWaits(t *testing.T) {
 	go func() { <-entered; s.Finish(10 * time.Second) }()
 	if err := c.Sync(t.Context(), nil, nil); !errors.Is(err, jobs.ErrClosing) {
 		t.Errorf("got %v, want ErrClosing", err)
+	}
+}
+
+// TestFinishWhileOthersAsk: requests come in while the last ones are waited for.
+func TestFinishWhileOthersAsk(t *testing.T) {
+	for range 50 {
+		entered := make(chan struct{})
+		e := &fakeEngine{sync: func(ctx context.Context, _ []uint64, _ func(jobs.Progress)) error {
+			close(entered)
+			<-ctx.Done()
+			return jobs.ErrClosing
+		}}
+		s, c := start(t, e, nil)
+		var wg sync.WaitGroup
+		stop := make(chan struct{})
+		for range 4 {
+			wg.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						c.Trash(t.Context()) // may fail: its context ends
+					}
+				}
+			})
+		}
+		synced := make(chan error, 1)
+		go func() { synced <- c.Sync(t.Context(), nil, nil) }()
+		<-entered
+		s.Finish(10 * time.Second)
+		close(stop)
+		wg.Wait()
+		if err := <-synced; !errors.Is(err, jobs.ErrClosing) {
+			t.Errorf("got %v, want ErrClosing", err)
+		}
 	}
 }
 

@@ -43,12 +43,16 @@ type Server struct {
 	Unmount func(ctx context.Context, r UnmountRequest, progress func(jobs.Progress)) (UnmountReply, error)
 	Logger  *slog.Logger // nil: discard
 
-	http    http.Server
-	once    sync.Once
-	stop    context.CancelFunc // ends the contexts of all requests
-	base    context.Context
-	closed  chan struct{}
-	replies sync.WaitGroup // requests whose result was not sent yet
+	http   http.Server
+	once   sync.Once
+	stop   context.CancelFunc // ends the contexts of all requests
+	base   context.Context
+	closed chan struct{}
+
+	// Not a WaitGroup: requests come in while others are waited for.
+	mu      sync.Mutex
+	replies int           // requests whose result was not sent yet
+	idle    chan struct{} // of who waits for none of them, closed then; nil: nobody waits
 }
 
 func (s *Server) init() {
@@ -79,11 +83,34 @@ func (s *Server) Serve(l net.Listener) error {
 func (s *Server) Finish(limit time.Duration) {
 	s.init()
 	s.stop()
-	done := make(chan struct{})
-	go func() { s.replies.Wait(); close(done) }()
+	s.mu.Lock()
+	if s.replies == 0 {
+		s.mu.Unlock()
+		return
+	}
+	if s.idle == nil {
+		s.idle = make(chan struct{})
+	}
+	idle := s.idle
+	s.mu.Unlock()
 	select {
-	case <-done:
+	case <-idle:
 	case <-time.After(limit):
+	}
+}
+
+func (s *Server) begun() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.replies++
+}
+
+func (s *Server) answered() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.replies--; s.replies == 0 && s.idle != nil {
+		close(s.idle)
+		s.idle = nil
 	}
 }
 
@@ -161,8 +188,8 @@ func (s *Server) handler() http.Handler {
 func handle[Req, Rep any](s *Server, mux *http.ServeMux, verb string, fn func(context.Context, Req, *stream) (Rep, error)) {
 	mux.HandleFunc("POST /v1/"+verb, func(w http.ResponseWriter, r *http.Request) {
 		st := &stream{w: w}
-		s.replies.Add(1)
-		answered := sync.OnceFunc(s.replies.Done)
+		s.begun()
+		answered := sync.OnceFunc(s.answered)
 		defer answered()
 		defer func() {
 			// A bug in one verb must not take the mount down, nor go unheard.
