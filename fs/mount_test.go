@@ -53,6 +53,16 @@ func (x *mounted) recalls() (n int) {
 	return n
 }
 
+// wantRecalls waits until the service knows n of them, and wants no more: who waited may have gone before one was asked for.
+func (x *mounted) wantRecalls(n int) {
+	x.t.Helper()
+	got := 0
+	eventually(x.t, fmt.Sprintf("the service knows %d recalls", n), func() bool { got = x.recalls(); return got >= n })
+	if got > n {
+		x.t.Errorf("%d recalls, want %d", got, n)
+	}
+}
+
 // vault is where tests put files, in the account's tree.
 const vault = "vault"
 

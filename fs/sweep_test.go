@@ -93,39 +93,33 @@ func TestSweeps(t *testing.T) {
 			t.Errorf("%s: got %+v, want %+v", what, got, want)
 		}
 	}
-	recalls := func(x *mounted, want int) {
-		x.t.Helper()
-		if got := x.recalls(); got != want {
-			x.t.Errorf("%d recalls, want %d", got, want)
-		}
-	}
 	t.Run("updatedb", func(t *testing.T) {
 		x := sweepMount(t, n, local.Delays{}, func(j *jobs.Options) { j.DenyComm = []string{"plocate", "updatedb"} })
 		want(t, "metadata", x.sweep("find . -type f -printf '%s %T@ %m\n'; find . -type f | xargs getfattr -n user.cas.state > /dev/null"), swept{found: n})
 		updatedb := filepath.Join(t.TempDir(), "updatedb")
 		sh(t, ".", "cp $(command -v grep) "+updatedb)
 		want(t, "an indexer", x.sweep(updatedb+" -rl needle ."), swept{remote: n})
-		recalls(x, 0)
+		x.wantRecalls(0)
 		x.explains("programs named updatedb may not recall")
 	})
 	t.Run("serial grep", func(t *testing.T) {
 		const allowed = 50
 		x := sweepMount(t, n, local.Delays{}, func(j *jobs.Options) { j.GuardFiles, j.GuardBytes = 1, allowed*64 })
 		want(t, "a sweep", x.sweep("grep -rl needle ."), swept{found: allowed, remote: n - allowed})
-		recalls(x, allowed)
+		x.wantRecalls(allowed)
 		x.explains("--recall-guard-bytes")
 		if err := x.e.Allow(0, 10*64); err != nil {
 			t.Fatal(err)
 		}
 		want(t, "with an allowance", x.sweep("grep -rl needle ."), swept{found: allowed + 10, remote: n - allowed - 10})
-		recalls(x, allowed+10)
+		x.wantRecalls(allowed+10)
 	})
 	t.Run("parallel grep, then queue mode", func(t *testing.T) {
 		const allowed = 20
 		x := sweepMount(t, n, local.Delays{Standard: time.Hour}, func(j *jobs.Options) { j.GuardFiles, j.RecallWait = allowed, time.Second })
 		const grep = "find . -type f -print0 | xargs -0 -P 32 -n 20 grep -l needle"
 		want(t, "a sweep", x.sweep(grep), swept{remote: n - allowed, timedOut: allowed})
-		recalls(x, allowed)
+		x.wantRecalls(allowed)
 		x.explains("--recall-guard-files")
 		x.stop()
 		x.jobs.Recall = jobs.RecallQueue
@@ -133,6 +127,6 @@ func TestSweeps(t *testing.T) {
 		for range 2 {
 			want(t, "queue mode", x.sweep(grep), swept{again: allowed, remote: n - allowed})
 		}
-		recalls(x, allowed)
+		x.wantRecalls(allowed)
 	})
 }

@@ -265,9 +265,7 @@ func TestInterrupt(t *testing.T) {
 		}
 		wg.Wait()
 		// One job, whoever waited.
-		if n := x.recalls(); n != 1 {
-			t.Errorf("%d retrievals for one file, want 1", n)
-		}
+		x.wantRecalls(1)
 	})
 }
 

@@ -163,9 +163,7 @@ func TestCtrlC(t *testing.T) {
 			return err == nil && len(s.Waiters) == 0
 		})
 	}
-	if n := x.recalls(); n != 1 {
-		t.Errorf("%d retrievals for one file", n)
-	}
+	x.wantRecalls(1)
 }
 
 // TestUrgentSignals: a Go program under a hail of SIGURG reads cold files to the end, without an error.
