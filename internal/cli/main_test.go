@@ -96,6 +96,25 @@ func (u *user) ok(args ...string) string {
 	return r.out
 }
 
+// closed runs the program, again as long as it says that something is open: the release of what was closed comes a moment
+// after close(2).
+func (u *user) closed(args ...string) (r result) {
+	u.t.Helper()
+	until(u.t, "nothing is open", func() bool {
+		r = u.casfs(args...)
+		return !strings.Contains(r.err, "a program has it open")
+	})
+	return r
+}
+
+// evict drops local copies, all of which must go.
+func (u *user) evict(args ...string) {
+	u.t.Helper()
+	if r := u.closed(append([]string{"evict"}, args...)...); r.code != 0 {
+		u.t.Fatalf("unexpected failure of\n%v", r)
+	}
+}
+
 // json runs the program, which must succeed, and decodes its output.
 func (u *user) json(into any, args ...string) {
 	u.t.Helper()

@@ -176,7 +176,7 @@ func TestStory(t *testing.T) {
 	if st[0].Staging.Used != 0 || len(st[0].Uploads) != 0 {
 		t.Errorf("after sync: %+v", st)
 	}
-	u.ok("evict", "-r", vault)
+	u.evict("-r", vault)
 	var file []struct {
 		State      string
 		LocalBytes int64 `json:"local_bytes"`
@@ -195,7 +195,7 @@ func TestStory(t *testing.T) {
 	m.start()
 	sh(t, "diff -r %s %s", src, vault)
 	// Ahead of use, of everything below a directory.
-	u.ok("evict", "-r", vault)
+	u.evict("-r", vault)
 	if r := u.casfs("recall", "-r", vault); r.code != exitPending && r.code != 0 {
 		t.Errorf("recall without --wait: %v", r)
 	}
@@ -283,7 +283,7 @@ func TestKillLosesNothingAcknowledged(t *testing.T) {
 	}
 	t.Logf("%d files acknowledged in ten rounds", len(acked))
 	u.ok("sync", vault)
-	u.ok("evict", "-r", vault)
+	u.evict("-r", vault)
 	for name, data := range acked {
 		got, err := os.ReadFile(filepath.Join(vault, name))
 		if err != nil || !bytes.Equal(got, data) {
@@ -395,7 +395,7 @@ func TestUmountNotDrained(t *testing.T) {
 	s.restart()
 	m.start()
 	u.ok("sync", m.point)
-	u.ok("evict", "-r", m.point)
+	u.evict("-r", m.point)
 	if b, err := os.ReadFile(filepath.Join(m.point, "v", "precious")); string(b) != "data" {
 		t.Errorf("got %q, %v", b, err)
 	}

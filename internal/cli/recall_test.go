@@ -32,7 +32,7 @@ func recallMount(u *user, files map[string]int, flags ...string) (m *mounted, v 
 		}
 	}
 	u.ok("sync", v)
-	u.ok("evict", "-r", v)
+	u.evict("-r", v)
 	return m, v
 }
 
@@ -206,7 +206,7 @@ func TestSomePathsAreWrong(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ verb, state string }{{"sync", "resident"}, {"evict", "cold"}, {"stat", "cold"}} {
-		r := u.casfs(c.verb, nope, good, outside)
+		r := u.closed(c.verb, nope, good, outside)
 		if r.code != exitPartial || !strings.Contains(r.err, nope+": no such file") || !strings.Contains(r.err, outside+": is not inside a casfs mount") {
 			t.Errorf("want exit 3 and both named: %v", r)
 		}

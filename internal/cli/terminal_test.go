@@ -128,7 +128,7 @@ func TestUmountShowsProgress(t *testing.T) {
 	m.start()
 	u.ok("umount", m.point)
 	m.start()
-	u.ok("evict", "-r", m.point)
+	u.evict("-r", m.point)
 	same(t, filepath.Join(v, "big"), big)
 	for _, name := range []string{"small1", "small2", "small3"} {
 		same(t, filepath.Join(v, name), u.path(name))

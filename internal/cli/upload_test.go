@@ -118,7 +118,7 @@ func TestVaultGoneOfALocalStore(t *testing.T) {
 	}
 	u.command(r.err, "casfs vault create")
 	u.ok("sync", m.point)
-	u.ok("evict", precious)
+	u.evict(precious)
 	if b, err := os.ReadFile(precious); string(b) != "data" {
 		t.Errorf("%q, %v", b, err)
 	}
@@ -170,7 +170,7 @@ func TestVaultGoneShows(t *testing.T) {
 	if out := u.ok("status", m.point); strings.Contains(out, "problems") {
 		t.Errorf("status:\n%s", out)
 	}
-	u.ok("evict", "-r", m.point)
+	u.evict("-r", m.point)
 	if b, err := os.ReadFile(precious); string(b) != "data" {
 		t.Errorf("%q, %v", b, err)
 	}

@@ -443,7 +443,7 @@ func (r *run) audit() {
 			t.Errorf("%s's archive %s is not at the service", name, id)
 		}
 	}
-	r.m.casfs("evict", "-r", v)
+	r.m.evict(v)
 	r.m.casfs("recall", "-r", "--wait", v)
 	if !r.verify(d) {
 		t.Fatal("the mount is dead")

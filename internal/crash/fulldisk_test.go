@@ -205,7 +205,7 @@ func (f *full) well() {
 	})
 	f.intact("with room again")
 	f.casfs("sync", f.v(""))
-	f.casfs("evict", "-r", f.v(""))
+	f.evict(f.v(""))
 	f.casfs("recall", "-r", "--wait", f.v(""))
 	f.intact("from the vault")
 	f.casfs("umount", f.mnt)
@@ -338,7 +338,7 @@ func TestFullDisk(t *testing.T) {
 			}
 		}
 		f.casfs("sync", f.v(""))
-		f.casfs("evict", "-r", f.v(""))
+		f.evict(f.v(""))
 		filler := fill(t, cache)
 		if _, err := os.ReadFile(f.v("file0")); err == nil {
 			t.Error("2 MiB were recalled into a full cache")

@@ -194,15 +194,37 @@ func (d *daemon) kill() {
 // casfs runs a verb, which must succeed.
 func (m *machine) casfs(args ...string) string {
 	m.t.Helper()
+	out, err := m.verb(args...)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return out
+}
+
+// evict drops every local copy below dir. The release of what was closed comes a moment after close(2).
+func (m *machine) evict(dir string) {
+	m.t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		_, err := m.verb("evict", "-r", dir)
+		if err == nil {
+			return
+		}
+		if !strings.Contains(err.Error(), "a program has it open") || time.Now().After(end) {
+			m.t.Fatal(err)
+		}
+	}
+}
+
+func (m *machine) verb(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	c := exec.CommandContext(ctx, program, args...)
 	var out, errOut bytes.Buffer
 	c.Env, c.Dir, c.Stdout, c.Stderr = m.env, m.home, &out, &errOut
 	if err := c.Run(); err != nil {
-		m.t.Fatalf("casfs %s: %v\n%s\n%s", strings.Join(args, " "), err, out.Bytes(), errOut.Bytes())
+		return "", fmt.Errorf("casfs %s: %w\n%s\n%s", strings.Join(args, " "), err, out.Bytes(), errOut.Bytes())
 	}
-	return out.String()
+	return out.String(), nil
 }
 
 // clean ends whatever is left, so that TempDir's removal never walks into the mount.
