@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/casfs/casfs/internal/built"
 )
 
 // recalled is what recall --json prints.
@@ -21,6 +23,13 @@ type recalled struct {
 func recallMount(u *user, files map[string]int, flags ...string) (m *mounted, v string) {
 	u.t.Helper()
 	m = u.mount(append([]string{"--settle", "0"}, flags...)...)
+	return m, m.coldFiles(files)
+}
+
+// coldFiles makes them, in vault v.
+func (m *mounted) coldFiles(files map[string]int) (v string) {
+	u := m.u
+	u.t.Helper()
 	v = filepath.Join(m.point, "v")
 	for name, n := range files {
 		p := filepath.Join(v, name)
@@ -33,7 +42,7 @@ func recallMount(u *user, files map[string]int, flags ...string) (m *mounted, v 
 	}
 	u.ok("sync", v)
 	u.evict("-r", v)
-	return m, v
+	return v
 }
 
 // fileState is what casfs stat says of a file.
@@ -131,9 +140,13 @@ func TestRecall(t *testing.T) {
 // TestRecallInterrupted: Ctrl-C ends the command, with the code of what is not finished, and not the recall.
 func TestRecallInterrupted(t *testing.T) {
 	u := newUser(t)
-	m, v := recallMount(u, map[string]int{"one": 1000, "two": 2000}, "--standard", "4s")
+	built.Require(t)
+	s := u.serve(u.path("served"), "--standard", "50ms")
+	m := u.mountServed(s, "--settle", "0")
+	v := m.coldFiles(map[string]int{"one": 1000, "two": 2000})
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		name := filepath.Join(v, map[syscall.Signal]string{syscall.SIGINT: "one", syscall.SIGTERM: "two"}[sig])
+		s.cmd.Process.Signal(syscall.SIGSTOP) // nothing comes before the command is interrupted
 		c := u.cmd("recall", "--wait", name)
 		var out, errOut bytes.Buffer
 		c.Stdout, c.Stderr = &out, &errOut
@@ -146,6 +159,7 @@ func TestRecallInterrupted(t *testing.T) {
 		if code := c.ProcessState.ExitCode(); code != exitPending || out.String() != "" || !strings.Contains(errOut.String(), "goes on") {
 			t.Errorf("%v: exit %d\nstdout: %s\nstderr: %s", sig, code, out.Bytes(), errOut.Bytes())
 		}
+		s.cmd.Process.Signal(syscall.SIGCONT)
 		until(t, "the file is there although the command was interrupted", func() bool { return u.fileState(name) == "resident" })
 	}
 	u.ok("umount", m.point)
