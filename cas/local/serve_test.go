@@ -12,7 +12,9 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -211,51 +213,91 @@ func TestExpectContinue(t *testing.T) {
 	w.expect(201, "")
 }
 
-// Clients that send next to nothing are given up, and disturb nobody meanwhile.
-func TestSlowClients(t *testing.T) {
-	s, addr := serve(t, Options{Stall: 700 * time.Millisecond, MinRate: 16 << 10})
-	w := dial(t, s, addr)
-	w.write(w.head("PUT", "/-/vaults/v", nil))
-	w.expect(201, "")
-	b := pattern(1 << 20)
-	head := w.head("POST", "/-/vaults/v/archives", uploadHead(b))
+// pipeListener accepts what dial makes, without a network: its deadlines are those of a bubble's clock.
+type pipeListener struct {
+	conns chan net.Conn
+	once  sync.Once
+	over  chan struct{}
+}
 
-	silent := dial(t, s, addr)
-	silent.write(head + string(b[:10]))
-	slow := dial(t, s, addr)
-	slow.write(head)
-	stop := make(chan struct{})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for i := range b {
-			select {
-			case <-stop:
-				return
-			case <-time.After(20 * time.Millisecond):
-			}
-			if _, err := slow.Write(b[i : i+1]); err != nil {
-				return
-			}
-		}
-	}()
-	half := dial(t, s, addr)
-	half.write(head[:20])
-	mute := dial(t, s, addr)
-
-	other := dial(t, s, addr)
-	for range 5 {
-		other.write(head + string(b))
-		other.expect(201, "")
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.over:
+		return nil, net.ErrClosed
 	}
-	silent.expect(408, "RequestTimeoutException")
-	silent.closed()
-	slow.expect(408, "RequestTimeoutException")
-	close(stop)
-	<-done
-	half.expect(408, "RequestTimeoutException")
-	half.closed()
-	mute.closed()
+}
+
+func (l *pipeListener) Close() error { l.once.Do(func() { close(l.over) }); return nil }
+
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
+
+func (l *pipeListener) dial(t *testing.T, s *Store) *wire {
+	t.Helper()
+	c, server := net.Pipe()
+	l.conns <- server
+	t.Cleanup(func() { c.Close() })
+	return &wire{t: t, Conn: c, br: bufio.NewReader(c), s: s}
+}
+
+// Clients that send next to nothing are given up, and disturb nobody meanwhile. In virtual time, who is not slow
+// takes none, however slow the machine is.
+func TestSlowClients(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := mustOpen(t, Options{Dir: dir, Stall: 700 * time.Millisecond, MinRate: 16 << 10})
+		l := &pipeListener{conns: make(chan net.Conn), over: make(chan struct{})}
+		ctx, cancel := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(ctx, l) }()
+		w := l.dial(t, s)
+		w.write(w.head("PUT", "/-/vaults/v", nil))
+		w.expect(201, "")
+		b := pattern(1 << 20)
+		head := w.head("POST", "/-/vaults/v/archives", uploadHead(b))
+
+		// A pipe holds nothing: each reads, from the beginning, what it is told.
+		var slowOnes sync.WaitGroup
+		givenUp := func(send func(*wire), reply bool) {
+			c := l.dial(t, s)
+			send(c)
+			slowOnes.Go(func() {
+				if reply {
+					c.expect(408, "RequestTimeoutException")
+				}
+				c.closed()
+			})
+		}
+		givenUp(func(c *wire) { c.write(head + string(b[:10])) }, true) // silent
+		givenUp(func(c *wire) {
+			c.write(head)
+			slowOnes.Go(func() {
+				for i := range b {
+					time.Sleep(20 * time.Millisecond)
+					if _, err := c.Write(b[i : i+1]); err != nil {
+						return
+					}
+				}
+			})
+		}, true)
+		givenUp(func(c *wire) { c.write(head[:20]) }, true) // half a head
+		givenUp(func(*wire) {}, false)                      // mute
+
+		other := l.dial(t, s)
+		for range 5 {
+			other.write(head + string(b))
+			other.expect(201, "")
+		}
+		slowOnes.Wait()
+		for _, c := range []*wire{w, other} {
+			c.Close()
+		}
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestTLS(t *testing.T) {
