@@ -112,7 +112,7 @@ func TestSweeps(t *testing.T) {
 			t.Fatal(err)
 		}
 		want(t, "with an allowance", x.sweep("grep -rl needle ."), swept{found: allowed + 10, remote: n - allowed - 10})
-		x.wantRecalls(allowed+10)
+		x.wantRecalls(allowed + 10)
 	})
 	t.Run("parallel grep, then queue mode", func(t *testing.T) {
 		const allowed = 20
