@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -133,6 +134,10 @@ func TestUnmountWithManyWaiters(t *testing.T) {
 // TestCtrlC ends a copy of a cold file, as a terminal does: by SIGINT to the group.
 func TestCtrlC(t *testing.T) {
 	x, cold, _ := waitingMount(t, nil)
+	// In the background of a shell SIGINT is ignored, by what is started from there as well. What is caught here is not.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGINT)
+	defer signal.Stop(caught)
 	for _, argv := range [][]string{{"cp"}, {"rsync", "-a"}, {"dd", "bs=64k"}} {
 		argv = append(argv, cold, t.TempDir()+"/copy")
 		if argv[0] == "dd" {
