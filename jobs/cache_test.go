@@ -45,6 +45,15 @@ func TestEvictRefuses(t *testing.T) {
 			t.Errorf("open: %s", got)
 		}
 		h.Release()
+		h, err = r.e.Open(ctx, Caller{}, staged, OpenFlags{Read: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(300*time.Millisecond, h.Release)
+		if got := evict(staged); got != "1" {
+			t.Errorf("just closed: %s", got)
+		}
+		r.want(staged, []byte("staged"), 0, 6)
 		if err := r.e.Setxattr(ctx, Caller{}, staged, "user.cas.pin", []byte("1"), false, false); err != nil {
 			t.Fatal(err)
 		}
@@ -54,6 +63,7 @@ func TestEvictRefuses(t *testing.T) {
 		if err := r.e.Setxattr(ctx, Caller{}, staged, "user.cas.pin", []byte("0"), false, false); err != nil {
 			t.Fatal(err)
 		}
+		synctest.Wait() // until the recall is over
 		if got := evict(staged); got != "1" {
 			t.Errorf("archived: %s", got)
 		}

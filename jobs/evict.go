@@ -227,39 +227,85 @@ func (r *recaller) evictLocal(id uint64) error {
 	return err
 }
 
-// Evict drops local copies of archived files; recursive for directories.
+// closing is how long an eviction by name waits for files that are in use: the kernel tells of the last close(2) a moment
+// after it has returned.
+const closing = 500 * time.Millisecond
+
+// Evict drops local copies of archived files; recursive for directories. Files that a program has open are tried again for
+// half a second, together; ending ctx ends that.
 func (e *Engine) Evict(ctx context.Context, inos []uint64, recursive bool) (EvictResult, error) {
 	var res EvictResult
 	r := e.recall
-	err := r.walk(ctx, inos, recursive, func(ino catalog.Inode) error {
-		if !isRegular(ino.Mode) || ino.Version == 0 {
-			return nil
-		}
-		f, err := e.acquire(ino.Ino)
+	var inUse []uint64
+	// one reports whether the file is in use.
+	one := func(ino uint64) (bool, error) {
+		f, err := e.acquire(ino)
 		if errors.Is(err, catalog.ErrNotExist) {
-			return nil
+			return false, nil
 		}
 		if err != nil {
-			return err
+			return false, err
 		}
 		defer f.put()
 		f.mu.Lock()
 		has := f.ver.Local != 0
 		f.mu.Unlock()
 		if !has {
-			return nil
+			return false, nil
 		}
 		freed, err := r.evictFile(f, false, false, 0)
-		if err != nil {
+		switch {
+		case errors.Is(err, errInUseNow) && len(inUse) < maxSkipped:
+			return true, nil
+		case err != nil:
 			if len(res.Skipped) < maxSkipped {
-				res.Skipped = append(res.Skipped, Skipped{r.pathOf(ino.Ino), err.Error()})
+				res.Skipped = append(res.Skipped, Skipped{r.pathOf(ino), err.Error()})
 			}
+		default:
+			res.Files++
+			res.Bytes += freed
+		}
+		return false, nil
+	}
+	err := r.walk(ctx, inos, recursive, func(ino catalog.Inode) error {
+		if !isRegular(ino.Mode) || ino.Version == 0 {
 			return nil
 		}
-		res.Files++
-		res.Bytes += freed
-		return nil
+		busy, err := one(ino.Ino)
+		if busy {
+			inUse = append(inUse, ino.Ino)
+		}
+		return err
 	})
+	until := time.After(closing)
+	pause := time.NewTicker(closing / 50)
+	defer pause.Stop()
+	for waiting := true; err == nil && waiting && len(inUse) > 0; {
+		select {
+		case <-ctx.Done():
+			waiting = false
+		case <-until:
+			waiting = false
+		case <-pause.C:
+		}
+		again := inUse
+		inUse = nil
+		for i, ino := range again {
+			var busy bool
+			if busy, err = one(ino); err != nil {
+				inUse = append(inUse, again[i:]...)
+				break
+			}
+			if busy {
+				inUse = append(inUse, ino)
+			}
+		}
+	}
+	for _, ino := range inUse {
+		if len(res.Skipped) < maxSkipped {
+			res.Skipped = append(res.Skipped, Skipped{r.pathOf(ino), errInUseNow.Error()})
+		}
+	}
 	return res, err
 }
 
