@@ -39,6 +39,7 @@ func (s *Store) openDir(o Options) error {
 		}
 		s.openVault(e.Name())
 	}
+	s.noteAccount()
 	s.setMarks()
 	return nil
 }
@@ -90,9 +91,14 @@ func (s *Store) readCredentials(appID string) error {
 		}
 	}
 	if err == nil {
-		if err := s.completeAccount(path, had); err != nil {
-			return err
-		}
+		err = s.completeAccount(path, had)
+	} else {
+		var a account
+		a, err = s.loggedAccount(path, appID)
+		had["appid"], had["secretid"] = a.appID, a.secretID
+	}
+	if err != nil {
+		return err
 	}
 	s.endpoint = had["endpoint"]
 	s.creds = Credentials{AppID: had["appid"], SecretID: had["secretid"], SecretKey: had["secretkey"]}
@@ -105,8 +111,11 @@ func (s *Store) readCredentials(appID string) error {
 	if _, ok := parseDecimal(s.creds.AppID); !ok {
 		return fmt.Errorf("the account must be a decimal number, not %q", s.creds.AppID)
 	}
-	if s.creds.SecretID == "" || s.creds.SecretKey == "" {
-		s.creds.SecretID, s.creds.SecretKey = "AKID"+newKey(32), newKey(32)
+	if s.creds.SecretID == "" {
+		s.creds.SecretID, s.creds.SecretKey = "AKID"+newKey(32), ""
+	}
+	if s.creds.SecretKey == "" {
+		s.creds.SecretKey = newKey(32)
 	}
 	if s.endpoint == "" {
 		s.endpoint = "localhost"
@@ -123,7 +132,7 @@ func (s *Store) completeAccount(path string, had map[string]string) error {
 	}
 	for _, k := range []string{"appid", "secretid", "secretkey"} {
 		if had[k] == "" {
-			return fmt.Errorf("%s has no %s. Put a copy of it back, or remove it for a new account, to which no client's state belongs", path, k)
+			return fmt.Errorf("%s has no %s. Put a copy of it back, or remove it: the account then gets a new key", path, k)
 		}
 	}
 	return nil

@@ -198,7 +198,7 @@ func (v *vault) recordCount() int {
 
 // records calls emit for the shortest log of the vault's state.
 func (v *vault) records(emit func(record)) {
-	emit(record{Type: "vault", Seq: v.seq, Name: v.name, At: v.created})
+	emit(record{Type: "vault", Seq: v.seq, Name: v.name, At: v.created, AppID: v.account.appID, SecretID: v.account.secretID})
 	byArchive := map[string]*upload{}
 	for _, u := range v.uploads {
 		byArchive[u.archive] = u

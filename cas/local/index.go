@@ -28,6 +28,9 @@ func (v *vault) apply(r *record) {
 	switch r.Type {
 	case "vault":
 		v.name, v.created = r.Name, r.At
+		if r.AppID != "" {
+			v.account = account{r.AppID, r.SecretID}
+		}
 	case "put":
 		v.applyPut(r)
 	case "del":

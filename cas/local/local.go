@@ -29,7 +29,7 @@
 // The store has one account with one key, which may do everything. Access
 // policies say what other accounts and sub-accounts may do: they are kept and
 // given back word for word, and there is nobody here to apply them to. Requests in
-// another account's name are refused. Vault locks, tags and data-retrieval policies, which the
+// another account's name are refused. The vaults' logs tell the account too: when the credentials file is lost, it gets a new key. Vault locks, tags and data-retrieval policies, which the
 // service does not document, are unknown operations (404).
 //
 // # Crashes

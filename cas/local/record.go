@@ -7,7 +7,7 @@ import (
 
 // record is one line of a vault's log. Type says which fields count:
 //
-//	vault   Name At                                  first line of every log
+//	vault   Name At AppID SecretID                   first line of every log; again when the account is another
 //	put     ID Shard Size Tree At Desc [Upload Decl] an archive; with Upload, the completion of one;
 //	                                                 with JobID, the end of the pull that made it
 //	del     ID At                                    archive deleted
@@ -26,6 +26,8 @@ type record struct {
 	At   int64  `json:"at,omitempty"` // Unix ms
 
 	Name     string `json:"name,omitempty"`
+	AppID    string `json:"appid,omitempty"`
+	SecretID string `json:"akid,omitempty"`
 	ID       string `json:"id,omitempty"`
 	Shard    int    `json:"shard,omitempty"`
 	Size     int64  `json:"size,omitempty"`

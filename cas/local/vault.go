@@ -26,6 +26,7 @@ type vault struct {
 	name    string
 	dir     string
 	created int64
+	account account // the zero one: the log does not tell it
 	log     *metaLog
 	damaged bool // the log has lost records: nothing unknown is collected
 
@@ -239,7 +240,7 @@ func (s *Store) makeVault(name string) (*vault, error) {
 			return nil, err
 		}
 	}
-	rec := record{Type: "vault", Seq: 1, Name: name, At: s.nowMillis()}
+	rec := record{Type: "vault", Seq: 1, Name: name, At: s.nowMillis(), AppID: s.creds.AppID, SecretID: s.creds.SecretID}
 	if err := replaceFile(filepath.Join(tmp, "log"), appendLine(nil, rec.encode()), 0o600, !s.noSync); err != nil {
 		return nil, err
 	}

@@ -63,3 +63,42 @@ func TestServiceMoved(t *testing.T) {
 	}
 	u.ok("umount", m.point)
 }
+
+// TestStoreWithoutCredentials: a store whose credentials file was lost goes on with the state directories it had, those of this machine's
+// mounts and of others'.
+func TestStoreWithoutCredentials(t *testing.T) {
+	u := newUser(t)
+	m := u.mount("--settle", "1h")
+	v := filepath.Join(m.point, "v")
+	if err := os.Mkdir(v, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"archived", "empty"} { // an empty one is in the state directory only
+		if err := os.WriteFile(filepath.Join(v, name), []byte(strings.Repeat("data", len(name)-5)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u.ok("sync", m.point)
+	u.ok("evict", "-r", m.point)
+	u.ok("umount", m.point)
+	if err := os.Remove(u.path("store/credentials")); err != nil {
+		t.Fatal(err)
+	}
+	if out := u.ok("vault", "list", "--local", u.path("store")); !strings.Contains(out, "v") {
+		t.Errorf("vaults: %q", out)
+	}
+	if err := os.Remove(u.path("store/credentials")); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	if b, err := os.ReadFile(filepath.Join(v, "archived")); string(b) != "datadatadata" {
+		t.Errorf("got %q, %v", b, err)
+	}
+	if _, err := os.Stat(filepath.Join(v, "empty")); err != nil {
+		t.Error(err)
+	}
+	if states, _ := filepath.Glob(u.path("state/*")); len(states) != 1 {
+		t.Errorf("states: %q", states)
+	}
+	u.ok("umount", m.point)
+}

@@ -51,10 +51,9 @@ func (a *app) connectLocal(log, storeLog *slog.Logger) (*service, error) {
 		return nil, err
 	}
 	if !a.makeStore {
-		if _, err := os.Stat(filepath.Join(dir, "credentials")); err != nil {
-			if !errors.Is(err, os.ErrNotExist) {
-				return nil, err
-			}
+		if there, err := local.Exists(dir); err != nil {
+			return nil, err
+		} else if !there {
 			return nil, advise(fmt.Errorf("there is no store in %s", dir), "casfs mount --local, casfs serve and casfs vault create --local make one")
 		}
 	}
