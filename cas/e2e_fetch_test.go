@@ -141,6 +141,18 @@ func TestFetchFaults(t *testing.T) {
 	}
 }
 
+// TestFetchLostBytes: what the service says it has no bytes for is not asked for again and again.
+func TestFetchLostBytes(t *testing.T) {
+	w := newWorld(t, local.Options{})
+	job := w.job(w.upload(random(2*mib)), cas.Range{})
+	w.srv.Inject(castest.Fault{Op: cas.OpJobOutput, Kind: castest.Status, Code: "InvalidDigest"})
+	err := w.c.FetchRange(t.Context(), "v", job, cas.Range{Off: mib, Len: mib}, make([]byte, mib))
+	w.is(err, cas.ErrDigest)
+	if n := w.srv.Count(cas.OpJobOutput); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
 // TestFetchRanges compares ranges of outputs of ranges with the data.
 func TestFetchRanges(t *testing.T) {
 	w := newWorld(t, local.Options{})

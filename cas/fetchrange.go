@@ -15,8 +15,8 @@ import (
 // FetchRange reads one tree-aligned range of an archive job's output into buf
 // (len(buf) == r.Len), verifies it against the range's tree hash and retries
 // breaks and mismatches within the retry policy, resuming where a break
-// happened. r is relative to the output. Nothing in buf counts before nil is returned. Errors: ErrDigest, ErrExpired, ErrNotFound,
-// ErrProtocol when the service tells no hash (r is not aligned).
+// happened. r is relative to the output. Nothing in buf counts before nil is returned. Errors: ErrDigest (which a service
+// may also answer for bytes it has lost), ErrExpired, ErrNotFound, ErrProtocol when the service tells no hash (r is not aligned).
 func (c *Client) FetchRange(ctx context.Context, vault, jobID string, r Range, buf []byte) error {
 	_, err := c.FetchRangeHash(ctx, vault, jobID, r, buf, nil)
 	return err
@@ -59,12 +59,13 @@ func (f *rangeFetch) run(ctx context.Context) (Hash, error) {
 			before = 0
 		}
 		var broke *brokeError
+		var refused *Error
 		switch {
 		case ctxErr(ctx) != nil:
 			return Hash{}, fmt.Errorf("cas: %s: %w", op, ctxErr(ctx))
 		case errors.As(err, &broke):
 			err = fmt.Errorf("cas: %s: %w: %w", op, ErrUnavailable, broke.err)
-		case !errors.Is(err, ErrDigest):
+		case !errors.Is(err, ErrDigest), errors.As(err, &refused):
 			return Hash{}, err // the opening request has been retried already
 		}
 		if len(f.leaves) > before {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -422,6 +424,37 @@ func TestGoneArchiveIsDamaged(t *testing.T) {
 			t.Fatalf("got %v", err)
 		}
 		r.jobs(1)
+	})
+}
+
+// TestTruncatedArchiveIsDamaged: the embedded store's file of an archive has lost its end. What is before it can be read; the rest is
+// damaged, not waited for.
+func TestTruncatedArchiveIsDamaged(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.CacheSize = 16 << 20 })
+		ino, data := r.coldFile("f", 7<<20+123)
+		s, err := r.e.Stat(t.Context(), ino)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := filepath.Glob(filepath.Join(r.dir, "vaults", "*", "archives", "*", s.Archives[0].ID))
+		if err != nil || len(files) != 1 {
+			t.Fatalf("%q, %v", files, err)
+		}
+		if err := os.Truncate(files[0], 6<<20); err != nil {
+			t.Fatal(err)
+		}
+		r.want(ino, data, 0, 100)
+		if _, err := r.read(context.Background(), ino, 6<<20, 100); !errors.Is(err, ErrDamaged) {
+			t.Errorf("got %v", err)
+		}
+		if got := r.state(ino); got != "damaged" {
+			t.Errorf("state %s", got)
+		}
+		if began := r.srv.Count(cas.OpJobOutput); began > 30 {
+			t.Errorf("the output was asked for %d times", began)
+		}
 	})
 }
 

@@ -25,6 +25,7 @@ var realistic = local.Delays{Expedited: 3 * time.Minute, Standard: 4 * time.Hour
 type recallRig struct {
 	t      *testing.T
 	srv    *castest.Server
+	dir    string // of the service
 	client *cas.Client
 	opts   Options
 	e      *Engine
@@ -68,9 +69,10 @@ func inBubble(t *testing.T, test func(t *testing.T)) { synctest.Test(t, test) }
 // newRecallRig starts a service with a vault and an engine on it.
 func newRecallRig(t *testing.T, delays local.Delays, change func(o *Options)) *recallRig {
 	t.Helper()
-	srv := castest.New(t, local.Options{Delays: delays})
+	dir := t.TempDir()
+	srv := castest.New(t, local.Options{Dir: dir, Delays: delays})
 	r := &recallRig{
-		t: t, srv: srv, client: srv.Client(t),
+		t: t, srv: srv, dir: dir, client: srv.Client(t),
 		seen: &changes{content: map[uint64]int{}, attr: map[uint64]int{}, entries: map[string]int{}},
 	}
 	r.opts = Options{

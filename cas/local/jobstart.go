@@ -2,6 +2,7 @@ package local
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"os"
 	"strconv"
@@ -179,6 +180,9 @@ func (s *Store) archiveJob(v *vault, j *jobSpec, q *jobRequest) (delay time.Dura
 	case os.IsNotExist(err): // what is gone for good is nothing to wait for
 		s.logger.Error("the bytes of an archive are missing", "vault", v.name, "archive", a.id, "error", err)
 		return 0, notFound("the bytes of archive %.160s are lost", q.ArchiveId)
+	case errors.Is(err, errDamaged):
+		s.logger.Error("an archive and its leaf hashes are damaged", "vault", v.name, "archive", a.id, "error", err)
+		return 0, notFound("the bytes of archive %.160s are damaged, and its leaf hashes lost", q.ArchiveId)
 	}
 	return 0, err
 }

@@ -12,6 +12,9 @@ import (
 // Leaves of an archive's tree are kept in a file of their own, 32 bytes per
 // MiB, so that the hash of any aligned range is answered without reading the data.
 
+// errDamaged is that an archive's bytes are not what was uploaded, and no leaf file tells which of them are.
+var errDamaged = errors.New("the archive is damaged")
+
 // writeLeaves writes leaves from index first on, and syncs.
 func (s *Store) writeLeaves(path string, first int64, leaves []digest) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -111,12 +114,17 @@ func (v *vault) mendLeaves(a *archive) ([]digest, error) {
 		return nil, err
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err != nil {
+		return nil, err
+	} else if st.Size() < a.size {
+		return nil, fmt.Errorf("%w: %s has %d bytes instead of %d", errDamaged, path, st.Size(), a.size)
+	}
 	got, err := receive(io.NewSectionReader(f, 0, a.size), a.size, func(int64, []byte, bool) error { return nil })
 	if err != nil {
 		return nil, err
 	}
 	if got.tree != a.tree {
-		return nil, fmt.Errorf("%s: the file is damaged", path)
+		return nil, fmt.Errorf("%w: %s", errDamaged, path)
 	}
 	err = replaceWith(path+".tree", 0o600, !v.s.noSync, func(w *bufio.Writer) {
 		for _, l := range got.leaves {

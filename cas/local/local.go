@@ -49,7 +49,8 @@
 // does not reach as far as it did at the last Open or Close has lost its end, or is an older copy. In each of these
 // cases, and when the log could not be read the last time, it stays aside as it was found.
 // A leaf file is held against the archive's hash and made anew when it is damaged. The archives' own bytes are for the client to
-// check, by hashes that were made when they came; what goes to a bucket is checked here.
+// check, by hashes that were made when they came; what goes to a bucket is checked here. Bytes that are missing at the end of
+// an archive are InvalidDigest, and those before them are served.
 package local
 
 import (

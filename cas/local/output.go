@@ -1,6 +1,7 @@
 package local
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -69,13 +70,22 @@ func (s *Store) jobOutput(r *request) error {
 		return err
 	}
 	defer f.Close()
-	if st, err := f.Stat(); err != nil {
+	st, err := f.Stat()
+	switch {
+	case err != nil:
 		return err
-	} else if st.Size() < base+size {
-		return fmt.Errorf("%s has %d bytes instead of %d", path, st.Size(), base+size)
+	case j.Type == "archive-retrieval" && st.Size() < base+last: // what is before that can be served
+		s.logger.Error("an archive has lost its end", "file", path, "size", a.size, "left", st.Size())
+		return badDigest("of the archive's %d bytes only %d are left: %d-%d are lost", a.size, st.Size(), base+first, base+last-1)
+	case j.Type != "archive-retrieval" && st.Size() != size:
+		s.logger.Error("an output is damaged", "file", path, "size", size, "left", st.Size())
+		return noJob(j.ID) // another can be made
 	}
 	if j.Type == "archive-retrieval" && !j.RangeTree.isZero() && treeAligned(base+first, base+last, j.Size) {
 		tree, err := v.rangeTree(a, base+first, base+last, j)
+		if errors.Is(err, errDamaged) {
+			return badDigest("the archive and its leaf hashes are damaged")
+		}
 		if err != nil {
 			return err
 		}
