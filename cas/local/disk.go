@@ -63,6 +63,9 @@ func (s *Store) takeLock() error {
 		return fmt.Errorf("%w by another process", ErrInUse)
 	}
 	s.lock = f
+	if s.lockInfo, err = f.Stat(); err != nil {
+		return err
+	}
 	if err := f.Truncate(0); err != nil {
 		return err
 	}
@@ -156,6 +159,9 @@ func (s *Store) SetEndpoint(endpoint string) error {
 	s.credMu.Lock()
 	defer s.credMu.Unlock()
 	s.endpoint = endpoint
+	if err := s.there(); err != nil {
+		return err
+	}
 	return s.writeCredentials()
 }
 

@@ -22,6 +22,9 @@ func (s *Store) sweep() {
 		return
 	}
 	s.lastSweep = now
+	if s.there() != nil { // nothing is removed from another's directory
+		return
+	}
 	s.mu.RLock()
 	vaults := make([]*vault, 0, len(s.vaults))
 	for _, v := range s.vaults {
@@ -47,6 +50,9 @@ func (v *vault) sweep(now int64) error {
 	var expired []*upload
 	var jobs []string
 	var files []string
+	if err := v.log.there(); err != nil {
+		return err
+	}
 	v.mu.Lock()
 	if v.gone {
 		v.mu.Unlock()

@@ -65,6 +65,9 @@ func (s *Store) serve(r *request) error {
 	if err := s.authenticate(r); err != nil {
 		return err
 	}
+	if err := s.there(); err != nil {
+		return err
+	}
 	op, err := route(r)
 	if err != nil {
 		return err

@@ -178,6 +178,9 @@ func (s *Store) archiveJob(v *vault, j *jobSpec, q *jobRequest) (delay time.Dura
 	case err == nil, deleted:
 		return delay, nil
 	case os.IsNotExist(err): // what is gone for good is nothing to wait for
+		if err := v.log.there(); err != nil {
+			return 0, err
+		}
 		s.logger.Error("the bytes of an archive are missing", "vault", v.name, "archive", a.id, "error", err)
 		return 0, notFound("the bytes of archive %.160s are lost", q.ArchiveId)
 	case errors.Is(err, errDamaged):

@@ -43,6 +43,8 @@
 // part that is sent again while the first one is acknowledged, or still
 // arriving, goes to a file of its own (ID.part-*), and Complete copies it in.
 //
+// An open store answers only while its directory, and a vault's, is the one that was opened (see there.go).
+//
 // # Damage
 //
 // One flipped bit in a log is undone by its checksums. What more than that has damaged is skipped. A log that
@@ -118,6 +120,7 @@ type Store struct {
 	logger       *slog.Logger
 	headKey      string // name of the header in which Serve hands over what it mended
 	lock         *os.File
+	lockInfo     os.FileInfo
 
 	creds Credentials
 
@@ -230,7 +233,11 @@ func (s *Store) Close() error {
 	for _, v := range s.vaults {
 		errs = append(errs, v.log.close())
 	}
-	s.setMarks()
+	if err := s.there(); err != nil {
+		s.logger.Error("not written how far the logs are", "error", err)
+	} else {
+		s.setMarks()
+	}
 	s.vaults = map[string]*vault{}
 	s.unlock()
 	return errors.Join(errs...)

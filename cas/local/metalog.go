@@ -20,6 +20,8 @@ import (
 // share writes and fsyncs.
 type metaLog struct {
 	f    *os.File
+	path string
+	info os.FileInfo // of f
 	sync bool
 
 	qmu      sync.Mutex
@@ -178,7 +180,12 @@ func openLog(path string, sync bool) (*metaLog, error) {
 		f.Close()
 		return nil, err
 	}
-	l := &metaLog{f: f, sync: sync, dirs: map[string]*os.File{}, tickets: 1, size: size, reserved: size}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	l := &metaLog{f: f, path: path, info: info, sync: sync, dirs: map[string]*os.File{}, tickets: 1, size: size, reserved: size}
 	for n := int64(reserveStep); n >= 4<<10; n /= 2 { // on a full disk, what an earlier process left
 		if reserve(f, size, n) == nil {
 			l.reserved += n
@@ -219,8 +226,16 @@ func (l *metaLog) enqueue(record []byte, dir string, keep int64) (uint64, error)
 	return l.tickets, nil
 }
 
-// wait returns when the batch of ticket is on disk.
+// wait returns when the batch of ticket is on disk, in the log that the next Open reads.
 func (l *metaLog) wait(ticket uint64) error {
+	if err := l.flush(ticket); err != nil {
+		return err
+	}
+	return l.there()
+}
+
+// flush returns when the batch of ticket is on disk.
+func (l *metaLog) flush(ticket uint64) error {
 	l.flushMu.Lock()
 	defer l.flushMu.Unlock()
 	if l.flushed >= ticket {
@@ -289,7 +304,7 @@ func (l *metaLog) close() error {
 	l.qmu.Unlock()
 	var err error
 	if pending {
-		err = l.wait(t)
+		err = l.flush(t)
 	}
 	for _, d := range l.dirs { // of a broken log
 		d.Close()

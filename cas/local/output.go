@@ -63,6 +63,9 @@ func (s *Store) jobOutput(r *request) error {
 	}
 	f, err := os.Open(path)
 	if os.IsNotExist(err) {
+		if err := v.log.there(); err != nil {
+			return err
+		}
 		s.logger.Error("the bytes of an output are lost", "vault", v.name, "job", j.ID, "error", err)
 		return noJob(j.ID)
 	}

@@ -189,7 +189,15 @@ func (s *Store) vault(name string) (*vault, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if v := s.vaults[name]; v != nil {
-		return v, nil
+		err := v.log.there()
+		if err != nil {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			if v.gone { // it is being deleted
+				err = noVault(name)
+			}
+		}
+		return v, err
 	}
 	if b := s.broken[vaultDir(name)]; b != nil {
 		return nil, b.refusal()
@@ -221,6 +229,8 @@ func (s *Store) createVault(r *request) error {
 		s.mu.Lock()
 		s.vaults[r.vault] = v
 		s.mu.Unlock()
+	} else if err := v.log.there(); err != nil {
+		return err
 	}
 	r.header("Location", "/"+r.uid+"/vaults/"+r.vault)
 	r.reply(http.StatusCreated)

@@ -1,0 +1,129 @@
+package local
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestDirectoryTaken: a store whose directory was removed, moved away or replaced below it acknowledges nothing and calls nothing
+// lost: it is not there. It goes on when the directory is back.
+func TestDirectoryTaken(t *testing.T) {
+	for _, x := range []struct {
+		name string
+		take func(t *testing.T, dir, aside string)
+	}{
+		{"moved away", func(t *testing.T, dir, aside string) {}},
+		{"a copy in its place", func(t *testing.T, dir, aside string) {
+			if err := os.CopyFS(dir, os.DirFS(aside)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"an empty directory in its place", func(t *testing.T, dir, aside string) {
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "store")
+			c := open(t, Options{Dir: dir})
+			c.create("v")
+			b := pattern(1 << 20)
+			id := c.upload("v", b, "")
+			job := c.retrieve("v", id)
+			upload := c.initiate("v", 1<<20)
+			aside := dir + ".aside"
+			if err := os.Rename(dir, aside); err != nil {
+				t.Fatal(err)
+			}
+			x.take(t, dir, aside)
+			for what, do := range map[string]func() response{
+				"upload": func() response { return c.do("POST", "/-/vaults/v/archives", b, hashes(b)) },
+				"delete": func() response { return c.do("DELETE", "/-/vaults/v/archives/"+id, nil, nil) },
+				"twice":  func() response { return c.do("DELETE", "/-/vaults/v/archives/x", nil, nil) },
+				"retrieve": func() response {
+					return c.do("POST", "/-/vaults/v/jobs", []byte(`{"Type":"archive-retrieval","ArchiveId":"`+id+`"}`), nil)
+				},
+				"output": func() response { return c.output("v", job, "") },
+				"inventory": func() response {
+					return c.do("POST", "/-/vaults/v/jobs", []byte(`{"Type":"inventory-retrieval"}`), nil)
+				},
+				"policy": func() response { return c.do("PUT", "/-/vaults/v/access-policy", []byte(`{"policy":"p"}`), nil) },
+				"part":   func() response { return c.part("v", upload, 0, b) },
+				"create": func() response { return c.do("PUT", "/-/vaults/w", nil, nil) },
+				"again":  func() response { return c.do("PUT", "/-/vaults/v", nil, nil) },
+				"list":   func() response { return c.do("GET", "/-/vaults", nil, nil) },
+			} {
+				r := do()
+				c.refused(500, "ServiceUnavailableException", r)
+				if !strings.Contains(string(r.body), "directory") {
+					t.Errorf("%s: %s", what, r.body)
+				}
+			}
+			os.RemoveAll(dir)
+			if err := os.Rename(aside, dir); err != nil {
+				t.Fatal(err)
+			}
+			if r := c.must(200, c.output("v", job, "")); len(r.body) != len(b) {
+				t.Error("differs")
+			}
+			c.upload("v", b, "")
+			if err := c.s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			c = reopen(t, c.c, Options{Dir: dir})
+			if v, err := c.s.vault("v"); err != nil || v.count != 2 {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestLockRemoved: without its lock file the store may be opened by another process, so it does nothing any more.
+func TestLockRemoved(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, Options{Dir: dir})
+	c.create("v")
+	if err := os.Remove(filepath.Join(dir, "lock")); err != nil {
+		t.Fatal(err)
+	}
+	other := reopen(t, c.c, Options{Dir: dir})
+	c.refused(500, "ServiceUnavailableException", c.do("POST", "/-/vaults/v/archives", []byte("x"), hashes([]byte("x"))))
+	other.upload("v", []byte("y"), "")
+	before, err := os.ReadFile(filepath.Join(dir, "mark"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.s.Close()
+	if after, err := os.ReadFile(filepath.Join(dir, "mark")); err != nil || string(after) != string(before) {
+		t.Errorf("Close changed the other's mark: %q, was %q, %v", after, before, err)
+	}
+}
+
+// TestVaultTaken: a vault's directory that was replaced while the store was open is left alone.
+func TestVaultTaken(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, Options{Dir: dir})
+	c.create("v")
+	c.create("w")
+	v, _ := c.s.vault("v")
+	if err := os.Rename(v.dir, v.dir+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(v.dir, os.DirFS(v.dir+".old")); err != nil {
+		t.Fatal(err)
+	}
+	c.refused(500, "ServiceUnavailableException", c.do("POST", "/-/vaults/v/archives", []byte("x"), hashes([]byte("x"))))
+	c.refused(500, "ServiceUnavailableException", c.do("DELETE", "/-/vaults/v", nil, nil))
+	c.upload("w", []byte("x"), "")
+	// Replaced between the look at it and the record: that is not acknowledged either.
+	w, _ := c.s.vault("w")
+	if err := os.Rename(w.dir, w.dir+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.update(&record{Type: "policy", Text: "p"}); err == nil {
+		t.Error("acknowledged, and in no log")
+	}
+}
