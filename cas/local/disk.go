@@ -3,9 +3,11 @@ package local
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -40,7 +42,7 @@ func (s *Store) openDir(o Options) error {
 		s.openVault(e.Name())
 	}
 	s.noteAccount()
-	s.setMarks()
+	s.setMarks(slices.Collect(maps.Values(s.vaults)))
 	return nil
 }
 

@@ -9,7 +9,7 @@
 //
 //	DIR/lock                       flock; the holder's pid
 //	DIR/credentials                the account, in cascmd's INI format (0600)
-//	DIR/mark                       how far the logs were at the last Open or Close
+//	DIR/mark                       how far the logs are known to be
 //	DIR/tmp/                       vaults being made or removed; emptied at Open
 //	DIR/cos/BUCKET/OBJECT          what push-to-cos writes and pull-from-cos reads
 //	DIR/vaults/V/log               all metadata of a vault: checksummed JSON lines
@@ -48,7 +48,7 @@
 // # Damage
 //
 // One flipped bit in a log is undone by its checksums. What more than that has damaged is skipped. A log that
-// does not reach as far as it did at the last Open or Close has lost its end, or is an older copy. In each of these
+// does not reach as far as it did at the last Open or Close, or some ten seconds before the store was killed, has lost its end, or is an older copy. In each of these
 // cases, and when the log could not be read the last time, it stays aside as it was found.
 // A leaf file is held against the archive's hash and made anew when it is damaged. The archives' own bytes are for the client to
 // check, by hashes that were made when they came; what goes to a bucket is checked here. Bytes that are missing at the end of
@@ -60,9 +60,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 )
@@ -135,8 +137,14 @@ type Store struct {
 	mu       sync.RWMutex
 	vaults   map[string]*vault
 	broken   map[string]*brokenVault // by directory; as Open found them
-	marks    map[string]mark         // by directory; as far as the logs are known to be on disk
-	written  map[string]mark         // what is in DIR/mark
+
+	marksMu sync.Mutex
+	marks   map[string]mark // by directory; as far as the logs are known to be on disk
+	written map[string]mark // what is in DIR/mark
+
+	markMu     sync.Mutex
+	markTimer  *time.Timer // nil: nothing was recorded since the mark was written
+	markClosed bool
 
 	sweepMu   sync.Mutex
 	lastSweep int64
@@ -224,19 +232,20 @@ func (s *Store) Close() error {
 		v.mu.Unlock()
 	}
 	s.mu.RUnlock()
+	s.endMarks()
 	s.cancel()
 	s.work.close()
 	s.callbacks.CloseIdleConnections()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var errs []error
-	for _, v := range s.vaults {
-		errs = append(errs, v.log.close())
-	}
 	if err := s.there(); err != nil {
 		s.logger.Error("not written how far the logs are", "error", err)
 	} else {
-		s.setMarks()
+		s.setMarks(slices.Collect(maps.Values(s.vaults)))
+	}
+	var errs []error
+	for _, v := range s.vaults {
+		errs = append(errs, v.log.close())
 	}
 	s.vaults = map[string]*vault{}
 	s.unlock()

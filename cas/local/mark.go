@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 )
 
 // mark is how far the log of a vault was known to be. A log that ends before has lost records: it is a copy from an earlier
@@ -50,8 +51,55 @@ func passing(why error) bool {
 		func(err error) bool { return errors.Is(why, err) })
 }
 
-// setMarks writes how far the logs are, at Open and at Close.
-func (s *Store) setMarks() {
+// markEvery is how often, at most, the mark follows the logs of an open store. What a log has lost that was younger is not noticed
+// when the store was killed.
+const markEvery = 10 * time.Second
+
+// markLater sees to it that the mark soon says what has been recorded now.
+func (s *Store) markLater() {
+	s.markMu.Lock()
+	defer s.markMu.Unlock()
+	if s.markTimer == nil && !s.markClosed {
+		s.markTimer = time.AfterFunc(markEvery, func() { s.work.start(s.follow) })
+	}
+}
+
+// follow writes how far the logs of an open store are.
+func (s *Store) follow() {
+	s.markMu.Lock()
+	s.markTimer = nil
+	s.markMu.Unlock()
+	s.mu.RLock()
+	vaults := slices.Collect(maps.Values(s.vaults))
+	s.mu.RUnlock()
+	if s.there() != nil {
+		return
+	}
+	s.setMarks(vaults)
+}
+
+// endMarks ends what markLater has begun.
+func (s *Store) endMarks() {
+	s.markMu.Lock()
+	defer s.markMu.Unlock()
+	s.markClosed = true
+	if s.markTimer != nil {
+		s.markTimer.Stop()
+	}
+}
+
+// durable returns how far the vault's log is on the disk at least. What is only in memory after a power loss would make the log look short.
+func (v *vault) durable() (uint64, error) {
+	v.mu.Lock()
+	seq := v.seq
+	v.mu.Unlock()
+	return seq, v.log.barrier()
+}
+
+// setMarks writes how far the logs are: at Open, at Close and now and then between.
+func (s *Store) setMarks(vaults []*vault) {
+	s.marksMu.Lock()
+	defer s.marksMu.Unlock()
 	marks := map[string]mark{}
 	for base, b := range s.broken {
 		m, known := s.marks[base]
@@ -61,13 +109,16 @@ func (s *Store) setMarks() {
 			marks[base] = m
 		}
 	}
-	for _, v := range s.vaults {
+	for _, v := range vaults {
 		base := filepath.Base(v.dir)
-		if v.log.broken() != nil { // what is in memory may not be in the log
-			marks[base] = s.marks[base]
+		seq, err := v.durable()
+		if err != nil { // what is in memory may not be in the log
+			if m, known := s.marks[base]; known {
+				marks[base] = m
+			}
 			continue
 		}
-		marks[base] = mark{created: v.created, seq: v.seq}
+		marks[base] = mark{created: v.created, seq: seq}
 	}
 	s.marks = marks
 	if maps.Equal(marks, s.written) {

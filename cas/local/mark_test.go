@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // TestLostRecords: no archive's bytes are removed because a log is not what it was.
@@ -147,4 +149,78 @@ func TestDeleteVaultWithLostRecords(t *testing.T) {
 		}
 	}
 	c.must(204, c.do("DELETE", "/-/vaults/v", nil, nil))
+}
+
+// TestOlderCopyAfterKill: a log that is an older copy is noticed also when the store was killed since it was taken, unless that was
+// within moments of the copy.
+func TestOlderCopyAfterKill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		c := open(t, Options{Dir: dir})
+		c.create("v")
+		v, _ := c.s.vault("v")
+		path := filepath.Join(v.dir, "log")
+		c.upload("v", []byte("early"), "")
+		older, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		late := c.upload("v", []byte("late"), "")
+		time.Sleep(markEvery + time.Second)
+		synctest.Wait()
+		mark, err := os.ReadFile(filepath.Join(dir, "mark"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for name, b := range map[string][]byte{filepath.Join(dir, "mark"): mark, path: older} { // as if it had been killed
+			if err := os.WriteFile(name, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c = reopen(t, c.c, Options{Dir: dir})
+		if v, err = c.s.vault("v"); err != nil || !v.damaged {
+			t.Errorf("not noticed, %v", err)
+		}
+		if b, err := os.ReadFile(v.archivePath(0, late)); err != nil || string(b) != "late" {
+			t.Errorf("an archive that was acknowledged: %q, %v", b, err)
+		}
+	})
+}
+
+// TestMarkIsBounded: the mark is written now and then, not with every record, and not when nothing happens.
+func TestMarkIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		c := open(t, Options{Dir: dir, NoSync: true})
+		c.create("v")
+		written := func() int {
+			n, last := 0, ""
+			for range 100 {
+				c.upload("v", []byte("x"), "")
+				time.Sleep(markEvery / 20)
+				b, err := os.ReadFile(filepath.Join(dir, "mark"))
+				if err != nil && !os.IsNotExist(err) {
+					t.Fatal(err)
+				}
+				if string(b) != last {
+					n, last = n+1, string(b)
+				}
+			}
+			return n
+		}
+		if n := written(); n < 4 || n > 7 {
+			t.Errorf("written %d times in 5 intervals", n)
+		}
+		time.Sleep(2 * markEvery)
+		synctest.Wait()
+		c.s.markMu.Lock()
+		idle := c.s.markTimer == nil
+		c.s.markMu.Unlock()
+		if !idle {
+			t.Error("it is written although nothing happens")
+		}
+	})
 }

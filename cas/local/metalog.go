@@ -23,6 +23,7 @@ type metaLog struct {
 	path string
 	info os.FileInfo // of f
 	sync bool
+	note func() // of every batch that was written; may be nil
 
 	qmu      sync.Mutex
 	queue    []byte
@@ -256,6 +257,9 @@ func (l *metaLog) flush(ticket uint64) error {
 		return err
 	}
 	l.flushed = upto
+	if l.note != nil && len(batch) > 0 {
+		l.note()
+	}
 	return nil
 }
 

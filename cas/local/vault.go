@@ -130,6 +130,7 @@ func loadVault(s *Store, dir string) (*vault, error) {
 	if v.log, err = openLog(path, !s.noSync); err != nil {
 		return nil, err
 	}
+	v.log.note = s.markLater
 	return v, nil
 }
 
@@ -260,7 +261,10 @@ func (s *Store) makeVault(name string) (*vault, error) {
 		return nil, err
 	}
 	if err = s.syncDir(filepath.Dir(v.dir)); err == nil {
-		v.log, err = openLog(filepath.Join(v.dir, "log"), !s.noSync)
+		if v.log, err = openLog(filepath.Join(v.dir, "log"), !s.noSync); err == nil {
+			v.log.note = s.markLater
+			s.markLater()
+		}
 	}
 	if err != nil { // else the directory would be in the way of the next attempt
 		return nil, errors.Join(err, os.Rename(v.dir, tmp))
