@@ -19,9 +19,10 @@ type account struct{ appID, secretID string }
 
 // Exists reports whether there is a store in dir, with its credentials or without.
 func Exists(dir string) (bool, error) {
-	_, err := os.Stat(filepath.Join(dir, "credentials"))
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err == nil, err
+	for _, name := range []string{"credentials", "mark"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			return err == nil, err
+		}
 	}
 	vaults, err := dirNames(filepath.Join(dir, "vaults"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -44,11 +45,11 @@ func (s *Store) noteAccount() {
 	}
 }
 
-// loggedAccount returns the account that the vaults' logs tell; the zero one when there are no vaults. appID, unless "", chooses
+// loggedAccount returns the account that the vaults' logs tell; the zero one when there never were vaults. appID, unless "", chooses
 // among several, and says the number when none is told.
 func (s *Store) loggedAccount(path, appID string) (account, error) {
 	dirs, err := dirNames(filepath.Join(s.dir, "vaults"))
-	if err != nil || len(dirs) == 0 {
+	if err != nil || len(dirs)+len(s.marks) == 0 {
 		return account{}, err
 	}
 	told := map[string][]string{} // secret IDs by account number

@@ -3,6 +3,7 @@ package local
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,17 +16,20 @@ type brokenVault struct {
 	name string // "" when the directory does not tell
 	dir  string
 	why  error
+
+	advice string
 }
 
 // openVault opens the vault in a directory below DIR/vaults.
 func (s *Store) openVault(base string) {
 	dir := filepath.Join(s.dir, "vaults", base)
+	if _, err := os.Stat(dir); err != nil { // a link to a disk that is not there
+		s.refuseVault(base, fmt.Errorf("%w: %w", errMissing, err), missingAdvice)
+		return
+	}
 	v, err := loadVault(s, dir)
 	if err != nil {
-		b := &brokenVault{dir: dir, why: err}
-		b.name, _ = vaultName(base)
-		s.broken[base] = b
-		s.logger.Error("a vault cannot be opened", "vault", b.name, "directory", dir, "error", err, "advice", brokenAdvice)
+		s.refuseVault(base, err, brokenAdvice)
 		return
 	}
 	s.vaults[v.name] = v
@@ -34,12 +38,35 @@ func (s *Store) openVault(base string) {
 	}
 }
 
+func (s *Store) refuseVault(base string, why error, advice string) {
+	b := &brokenVault{dir: filepath.Join(s.dir, "vaults", base), why: why, advice: advice}
+	b.name, _ = vaultName(base)
+	s.broken[base] = b
+	s.logger.Error("a vault cannot be opened", "vault", b.name, "directory", b.dir, "error", why, "advice", advice)
+}
+
+// findMissing refuses vaults that were there when the mark was written, were not deleted since, and are not there now. If they were unknown
+// instead, clients would take their archives for lost, and make them anew. Of one that could not be read before, somebody was told to move it away.
+func (s *Store) findMissing() {
+	for base, m := range s.marks {
+		dir := filepath.Join(s.dir, "vaults", base)
+		if _, err := os.Lstat(dir); os.IsNotExist(err) && m.seq != math.MaxUint64 {
+			s.refuseVault(base, fmt.Errorf("%w: %s", errMissing, dir), missingAdvice)
+		}
+	}
+}
+
+var errMissing = errors.New("its directory is missing")
+
+const missingAdvice = "Stop the store; put the directory back, or a copy of it; or, when the vault is to be given up, " +
+	"remove the file mark in the store's directory; then start the store"
+
 const brokenAdvice = "Nothing in it was changed. Stop the store; put a copy of the log back, or move the directory out of vaults/ " +
 	"and create the vault again (the bytes of its archives stay there in archives/, each named by its ID); then start the store"
 
 // refusal answers every request for the vault: it is there, and may be again.
 func (b *brokenVault) refusal() error {
-	return unavailable(fmt.Errorf("the vault cannot be opened: %w. %s", b.why, brokenAdvice))
+	return unavailable(fmt.Errorf("the vault cannot be opened: %w. %s", b.why, b.advice))
 }
 
 // unknownDate is when a vault was created whose log does not tell. A later one than the true one would make clients believe

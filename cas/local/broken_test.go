@@ -135,6 +135,9 @@ func TestBrokenVault(t *testing.T) {
 			if err := os.WriteFile(log, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
+			if err := reopen(t, c.c, Options{Dir: dir}).s.Close(); err != nil {
+				t.Fatal(err)
+			}
 			aside := filepath.Join(dir, "aside")
 			if err := os.Rename(v.dir, aside); err != nil {
 				t.Fatal(err)

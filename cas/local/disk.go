@@ -27,20 +27,20 @@ func (s *Store) openDir(o Options) error {
 	if err := errors.Join(emptyDir(filepath.Join(s.dir, "tmp")), removeNew(s.dir), s.syncDir(s.dir)); err != nil {
 		return err
 	}
+	s.readMarks()
 	if err := s.readCredentials(o.AppID); err != nil {
 		return err
 	}
-	s.readMarks()
 	entries, err := os.ReadDir(filepath.Join(s.dir, "vaults"))
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if !e.IsDir() {
-			continue
+		if e.IsDir() || e.Type()&os.ModeSymlink != 0 { // a vault may be on another disk
+			s.openVault(e.Name())
 		}
-		s.openVault(e.Name())
 	}
+	s.findMissing()
 	s.noteAccount()
 	s.setMarks(slices.Collect(maps.Values(s.vaults)))
 	return nil
@@ -132,7 +132,7 @@ func (s *Store) readCredentials(appID string) error {
 // with a new key they would not find it again.
 func (s *Store) completeAccount(path string, had map[string]string) error {
 	vaults, err := dirNames(filepath.Join(s.dir, "vaults"))
-	if err != nil || len(vaults) == 0 {
+	if err != nil || len(vaults)+len(s.marks) == 0 {
 		return err
 	}
 	for _, k := range []string{"appid", "secretid", "secretkey"} {

@@ -21,7 +21,7 @@
 //	DIR/vaults/V/jobs/ID           the output of an inventory job
 //
 // V is derived from the vault's name. A directory NNNN takes 1024 archives. A vault whose log cannot be
-// read at all (empty, missing) is listed, refuses every request with what is wrong and what to do, and is left as it
+// read at all (empty, missing), or whose directory is missing although it was not deleted, is listed, refuses every request with what is wrong and what to do, and is left as it
 // is; the others are not concerned.
 //
 // # One account

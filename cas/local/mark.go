@@ -89,11 +89,28 @@ func (s *Store) endMarks() {
 }
 
 // durable returns how far the vault's log is on the disk at least. What is only in memory after a power loss would make the log look short.
-func (v *vault) durable() (uint64, error) {
+// gone: the vault was deleted.
+func (v *vault) durable() (seq uint64, gone bool, err error) {
 	v.mu.Lock()
-	seq := v.seq
+	seq, gone = v.seq, v.gone
 	v.mu.Unlock()
-	return seq, v.log.barrier()
+	if gone {
+		return 0, true, nil
+	}
+	return seq, false, v.log.barrier()
+}
+
+// forgetMark takes a vault that is being deleted out of the mark, lest the next Open miss it.
+func (s *Store) forgetMark(base string) error {
+	s.marksMu.Lock()
+	defer s.marksMu.Unlock()
+	marks := maps.Clone(s.marks)
+	delete(marks, base)
+	if err := s.writeMarks(marks); err != nil {
+		return err
+	}
+	s.marks = marks
+	return nil
 }
 
 // setMarks writes how far the logs are: at Open, at Close and now and then between.
@@ -103,7 +120,7 @@ func (s *Store) setMarks(vaults []*vault) {
 	marks := map[string]mark{}
 	for base, b := range s.broken {
 		m, known := s.marks[base]
-		if !passing(b.why) {
+		if !passing(b.why) && !errors.Is(b.why, errMissing) {
 			marks[base] = mark{created: m.created, seq: math.MaxUint64}
 		} else if known {
 			marks[base] = m
@@ -111,7 +128,10 @@ func (s *Store) setMarks(vaults []*vault) {
 	}
 	for _, v := range vaults {
 		base := filepath.Base(v.dir)
-		seq, err := v.durable()
+		seq, gone, err := v.durable()
+		if gone {
+			continue
+		}
 		if err != nil { // what is in memory may not be in the log
 			if m, known := s.marks[base]; known {
 				marks[base] = m
@@ -121,16 +141,22 @@ func (s *Store) setMarks(vaults []*vault) {
 		marks[base] = mark{created: v.created, seq: seq}
 	}
 	s.marks = marks
+	if err := s.writeMarks(marks); err != nil {
+		s.logger.Warn("cannot write how far the logs are", "error", err)
+	}
+}
+
+func (s *Store) writeMarks(marks map[string]mark) error {
 	if maps.Equal(marks, s.written) {
-		return
+		return nil
 	}
 	var text []byte
 	for _, base := range slices.Sorted(maps.Keys(marks)) {
 		text = appendLine(text, (&record{Type: "mark", Name: base, At: marks[base].created, Seq: marks[base].seq}).encode())
 	}
 	if err := replaceFile(filepath.Join(s.dir, "mark"), text, 0o600, !s.noSync); err != nil {
-		s.logger.Warn("cannot write how far the logs are", "error", err)
-		return
+		return err
 	}
 	s.written = marks
+	return nil
 }

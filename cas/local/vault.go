@@ -315,7 +315,11 @@ func (s *Store) deleteVault(r *request) error {
 		return err
 	}
 	trash := filepath.Join(s.dir, "tmp", "deleted-"+newKey(16))
-	if err := os.Rename(v.dir, trash); err != nil {
+	err = s.forgetMark(filepath.Base(v.dir))
+	if err == nil {
+		err = os.Rename(v.dir, trash)
+	}
+	if err != nil {
 		v.mu.Lock()
 		v.gone = false
 		v.mu.Unlock()
