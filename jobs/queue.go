@@ -28,6 +28,7 @@ type uploader struct {
 	wg           sync.WaitGroup
 	tasks        map[uint64]*task
 	small, large []*task // queued, oldest first
+	outage       outage
 	running      int
 	runningLarge int
 	begun        uint64              // attempts so far
@@ -64,6 +65,8 @@ type task struct {
 	v         uint64 // the version it is for; 0 until that is sealed
 	err       string
 	permanent bool
+	outage    bool // it failed because the service did
+	probe     bool // it tries whether the service is back
 	since     time.Time
 }
 
@@ -122,6 +125,9 @@ func (u *uploader) run(ctx context.Context) error {
 	}
 	u.mu.Lock()
 	u.ctx = nil
+	if t := u.outage.timer; t != nil {
+		t.Stop()
+	}
 	u.mu.Unlock()
 	u.wg.Wait()
 	u.bufs.drop()
@@ -180,10 +186,14 @@ func (u *uploader) pumpLocked() {
 	if u.ctx == nil || u.ctx.Err() != nil {
 		return
 	}
-	for u.running < u.e.opts.Uploads {
+	for u.running < u.e.opts.Uploads && u.mayStartLocked(time.Now()) {
 		t := u.nextLocked()
 		if t == nil {
 			return
+		}
+		if u.outage.tries > 0 {
+			t.probe = true
+			u.outage.probing++
 		}
 		ctx, cancel := context.WithCancelCause(u.ctx)
 		t.state, t.cancel, t.again = taskRunning, cancel, false
@@ -214,6 +224,11 @@ func (u *uploader) nextLocked() *task {
 	}
 	for len(u.large) > 0 && u.large[0].state != taskQueued {
 		u.large = u.large[1:]
+	}
+	if u.outage.tries > 0 && len(u.small) > 0 { // little is sent in vain
+		t := u.small[0]
+		u.small = u.small[1:]
+		return t
 	}
 	room := u.runningLarge < max(u.e.opts.Uploads/2, 1)
 	switch {
@@ -261,6 +276,7 @@ func (u *uploader) finish(t *task, err error) {
 		u.runningLarge--
 	}
 	u.countLocked(t, false)
+	u.learnLocked(t, err, now)
 	again := t.again
 	switch {
 	case err == nil, errors.Is(err, errSuperseded), errors.Is(err, catalog.ErrNotExist):
@@ -273,10 +289,13 @@ func (u *uploader) finish(t *task, err error) {
 		again = false
 		e.settle.retry(ino, now.Add(retryInUse))
 	default:
-		t.state = taskWaiting
+		t.state, t.outage = taskWaiting, isOutage(err)
 		wait := retryPermanent
 		if !permanent {
 			wait = min(retryFirst<<min(t.attempts-1, 16), retryMost)
+			if t.outage && u.outage.tries > 0 { // there is a pause for all of them
+				wait = min(wait, outageMost*3/4)
+			}
 			wait += time.Duration(rand.Int64N(int64(wait)/4 + 1))
 		}
 		if !again {

@@ -223,6 +223,9 @@ func (e *Engine) streamFailed(ctx context.Context, f *file, s *stream, v uint64,
 	tries := s.tries
 	f.mu.Unlock()
 	wait := min(retryFirst<<min(tries-1, 16), retryMost)
+	if isOutage(err) {
+		wait = min(wait, outageMost)
+	}
 	permanent := permanentUpload(err)
 	e.log.Error("sending a file that is being written failed; it is tried again", "path", e.path(f.ino), "attempt", tries, "permanent", permanent, "err", err)
 	if permanent {

@@ -233,6 +233,7 @@ func (e *Engine) awaitArchived(ctx context.Context, wants map[uint64]syncWant, p
 		e.settle.drop(ino)
 		e.up.enqueue(ino)
 	}
+	e.up.tryNow()
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
 	var looked time.Time
