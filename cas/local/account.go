@@ -19,10 +19,9 @@ type account struct{ appID, secretID string }
 
 // Exists reports whether there is a store in dir, with its credentials or without.
 func Exists(dir string) (bool, error) {
-	for _, name := range []string{"credentials", "mark"} {
-		if _, err := os.Stat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
-			return err == nil, err
-		}
+	_, err := os.Stat(filepath.Join(dir, "credentials"))
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err == nil, err
 	}
 	vaults, err := dirNames(filepath.Join(dir, "vaults"))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -112,6 +112,32 @@ func TestAccountOfOlderPrograms(t *testing.T) {
 	}
 }
 
+// TestExists: a store is told by its credentials or its vaults; a directory with a file of some name is none (casfs's state has a mark, too).
+func TestExists(t *testing.T) {
+	dir := t.TempDir()
+	want := func(want bool) {
+		t.Helper()
+		if got, err := Exists(dir); got != want || err != nil {
+			t.Errorf("got %v, %v, want %v", got, err, want)
+		}
+	}
+	want(false)
+	if err := os.WriteFile(filepath.Join(dir, "mark"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want(false)
+	c := open(t, Options{Dir: dir})
+	want(true)
+	c.create("v")
+	if err := c.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "credentials")); err != nil {
+		t.Fatal(err)
+	}
+	want(true)
+}
+
 // TestTwoAccounts: vaults of two accounts do not tell which of them the store's is.
 func TestTwoAccounts(t *testing.T) {
 	dir := t.TempDir()
