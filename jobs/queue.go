@@ -437,10 +437,7 @@ func (u *uploader) sealed(t *task, v uint64) {
 // fail records a permanent failure of ino's version v (0: it failed before it was sealed): shown by status, told once
 // to the program that asks, and in the way of nothing else. nth is the attempt, 0 for a stream's.
 func (e *Engine) fail(ino, v, nth uint64, cause error) {
-	text := cause.Error()
-	if todo := whatToDo(cause); todo != "" {
-		text += "; " + todo
-	}
+	text := refusalText(cause)
 	for _, intent := range e.up.intents(ino) {
 		_, err := e.catalog.Update(func(tx *catalog.Tx) error {
 			u, err := tx.Upload(intent)

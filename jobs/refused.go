@@ -26,6 +26,15 @@ func whatToDo(err error) string {
 	return ""
 }
 
+// refusalText is a refusal, and what ends it, for people.
+func refusalText(err error) string {
+	text := err.Error()
+	if todo := whatToDo(err); todo != "" {
+		text += "; " + todo
+	}
+	return text
+}
+
 // statusRefusals is how many files status names that the service refuses.
 const statusRefusals = 20
 

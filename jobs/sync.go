@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -80,7 +82,8 @@ func (j *syncJob) note(ino, v, nth uint64, err error) {
 }
 
 // Sync seals everything staged under the inodes (all of it below directories) at call time,
-// skipping settle, and waits until it is archived and recorded. It fails with the first permanent error, ErrUpload.
+// skipping settle, and waits until it is archived and recorded. Files that the service refuses for good keep it from no
+// others: it fails with a *SyncError, which names them, at the end.
 func (e *Engine) Sync(ctx context.Context, inos []uint64, progress func(Progress)) error {
 	if err := e.flushAll(); err != nil {
 		return err
@@ -93,10 +96,40 @@ func (e *Engine) Sync(ctx context.Context, inos []uint64, progress func(Progress
 	if err != nil {
 		return err
 	}
-	for ino, err := range failed {
-		return fmt.Errorf("%w: %s: %w", ErrUpload, e.path(ino), err)
+	if len(failed) > 0 {
+		return e.syncError(failed)
 	}
 	return e.catalog.Barrier(ctx, 0)
+}
+
+// SyncError is the failure of a Sync that has archived what could be. It matches ErrUpload, and the error of each file.
+type SyncError struct {
+	Failures []Skipped // by path
+	errs     []error
+}
+
+func (s *SyncError) Error() string {
+	more := ""
+	if n := len(s.errs) - 1; n > 0 {
+		more = fmt.Sprintf(" (and %d more)", n)
+	}
+	return fmt.Sprintf("%v: %s: %s%s", ErrUpload, s.Failures[0].Path, s.Failures[0].Reason, more)
+}
+
+// Unwrap returns ErrUpload and what became of each file.
+func (s *SyncError) Unwrap() []error { return append([]error{ErrUpload}, s.errs...) }
+
+// syncError makes the error of files that failed, naming as many as a verb explains.
+func (e *Engine) syncError(failed map[uint64]error) *SyncError {
+	s := &SyncError{}
+	for ino, err := range failed {
+		s.errs = append(s.errs, err)
+		if len(s.Failures) < maxSkipped {
+			s.Failures = append(s.Failures, Skipped{e.path(ino), refusalText(err)})
+		}
+	}
+	slices.SortFunc(s.Failures, func(a, b Skipped) int { return strings.Compare(a.Path, b.Path) })
+	return s
 }
 
 // flushAll brings the catalog up to the sizes of the files being written.

@@ -2,8 +2,8 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -11,92 +11,104 @@ import (
 	"github.com/casfs/casfs/jobs"
 )
 
-// pathVerb makes a verb on files of running mounts. Of the paths that cannot be resolved run is told; it ends with an error if it
-// cannot do its work for the others, and prints the result.
-func (a *app) pathVerb(use, short string, run func(ctx context.Context, groups []*mountTargets, failed []jobs.Skipped) error) *cobra.Command {
+// pathWork is what a verb has to do, by mount, and what became of it.
+type pathWork struct {
+	groups []*mountTargets
+	failed []jobs.Skipped // paths that cannot be resolved, and what else could not be done
+	done   bool           // something was done
+	hints  []string       // what to do about failures
+}
+
+// pathVerb makes a verb on files of running mounts. run goes through the mounts and prints the result.
+func (a *app) pathVerb(use, short string, run func(ctx context.Context, w *pathWork) error) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Args: positional(1, -1)}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		groups, failed, err := a.resolveEach(cmd.Context(), args)
 		if err != nil {
 			return err
 		}
-		if err := run(cmd.Context(), groups, failed); err != nil {
+		w := &pathWork{groups: groups, failed: failed}
+		if err := run(cmd.Context(), w); err != nil {
 			return err
 		}
 		switch {
-		case len(groups) == 0:
-			return quietly(exitFailed)
-		case len(failed) > 0:
+		case len(w.failed) == 0:
+			return nil
+		case w.done:
 			return quietly(exitPartial)
 		}
-		return nil
+		return quietly(exitFailed)
 	}
 	a.addJSON(cmd)
 	return cmd
 }
 
+// fail notes that a mount has done nothing for its paths, so that the verb can see to the others. It returns the error where that
+// ends the verb: when it was interrupted, and when there is nothing else to tell of.
+func (w *pathWork) fail(ctx context.Context, g *mountTargets, err error) error {
+	if ctx.Err() != nil || len(w.groups) == 1 && len(w.failed) == 0 {
+		return err
+	}
+	for _, t := range g.targets {
+		w.failed = append(w.failed, jobs.Skipped{Path: t.path, Reason: err.Error()})
+	}
+	w.hint(advice(err))
+	return nil
+}
+
+// hint notes what to do, once.
+func (w *pathWork) hint(text string) {
+	if text != "" && !slices.Contains(w.hints, text) {
+		w.hints = append(w.hints, text)
+	}
+}
+
+// printFailed says what failed, and what to do about it.
+func (a *app) printFailed(w *pathWork) {
+	a.printSkipped("failed:", w.failed)
+	a.printHints(w)
+}
+
+func (a *app) printHints(w *pathWork) {
+	for _, h := range w.hints {
+		fmt.Fprintf(a.errOut, "  %s\n", h)
+	}
+}
+
 // missingPaths ends the help of every pathVerb.
 const missingPaths = `
 
-Paths that do not exist, or lie in no mount, are named; the others are seen to all the same (exit code 3).`
-
-func (a *app) syncCmd() *cobra.Command {
-	cmd := a.pathVerb("sync PATH…", "wait until files, or everything below directories, are in the vault", func(ctx context.Context, groups []*mountTargets, failed []jobs.Skipped) error {
-		if !a.json {
-			a.printSkipped("failed:", failed) // before the wait, which may end otherwise
-		}
-		var sum jobs.Progress
-		for _, g := range groups {
-			b := a.newBar("archiving", 0, true)
-			var last jobs.Progress
-			err := g.client.Sync(ctx, g.inos(), func(p jobs.Progress) { last = p; b.engine(p) })
-			b.done()
-			sum.FilesDone += last.FilesDone
-			sum.BytesDone += last.BytesDone
-			if errors.Is(err, jobs.ErrUpload) {
-				return advise(err, "casfs status and casfs stat tell why; the data is safe in the state directory")
-			}
-			if err != nil && ctx.Err() != nil {
-				return advise(err, "what is not in the vault yet is on its way: casfs status shows it")
-			}
-			if err != nil {
-				return err
-			}
-		}
-		if a.json {
-			return a.printJSON(map[string]any{"files": sum.FilesDone, "bytes": sum.BytesDone, "failures": viewSkipped(failed)})
-		}
-		return nil
-	})
-	cmd.Long = `Uploads at once whatever is not yet in the vault, without waiting for files to
-settle, and returns when each archive is confirmed and recorded.` + missingPaths
-	return cmd
-}
+Paths that do not exist, or lie in no mount, are named, and so is what a mount cannot do; the others are
+seen to all the same (exit code 3; 1 when nothing was done).`
 
 func (a *app) evictCmd() *cobra.Command {
 	var recursive bool
-	cmd := a.pathVerb("evict PATH…", "drop the local copies of archived files", func(ctx context.Context, groups []*mountTargets, failed []jobs.Skipped) error {
-		if err := needRecursive(groups, recursive); err != nil {
+	cmd := a.pathVerb("evict PATH…", "drop the local copies of archived files", func(ctx context.Context, w *pathWork) error {
+		if err := needRecursive(w.groups, recursive); err != nil {
 			return err
 		}
 		var sum jobs.EvictResult
-		for _, g := range groups {
+		for _, g := range w.groups {
 			r, err := g.client.Evict(ctx, g.inos(), recursive)
 			if err != nil {
-				return err
+				if err := w.fail(ctx, g, err); err != nil {
+					return err
+				}
+				continue
 			}
+			w.done = true
 			sum.Files += r.Files
 			sum.Bytes += r.Bytes
-			sum.Skipped = append(sum.Skipped, r.Skipped...)
+			sum.Skipped = append(sum.Skipped, g.absolute(r.Skipped)...)
 		}
 		if a.json {
-			if err := a.printJSON(map[string]any{"files": sum.Files, "bytes": sum.Bytes, "skipped": viewSkipped(sum.Skipped), "failures": viewSkipped(failed)}); err != nil {
+			if err := a.printJSON(map[string]any{"files": sum.Files, "bytes": sum.Bytes, "skipped": viewSkipped(sum.Skipped), "failures": viewSkipped(w.failed)}); err != nil {
 				return err
 			}
 		} else {
 			a.printf("dropped the local copy of %s, %s\n", count(sum.Files, "file"), sizeText(sum.Bytes))
 			a.printSkipped("kept", sum.Skipped)
-			a.printSkipped("failed:", failed)
+			a.printFailed(w)
 		}
 		if len(sum.Skipped) > 0 {
 			return quietly(exitPartial)
@@ -126,13 +138,19 @@ func viewSkipped(list []jobs.Skipped) []skippedView {
 }
 
 func (a *app) printSkipped(verb string, skipped []jobs.Skipped) {
+	fmt.Fprint(a.errOut, skippedText(verb, skipped))
+}
+
+func skippedText(verb string, skipped []jobs.Skipped) string {
+	var b strings.Builder
 	for i, s := range skipped {
 		if i == 20 {
-			fmt.Fprintf(a.errOut, "casfs: … and %d more\n", len(skipped)-i)
-			return
+			fmt.Fprintf(&b, "casfs: … and %d more\n", len(skipped)-i)
+			break
 		}
-		fmt.Fprintf(a.errOut, "casfs: %s %s: %s\n", verb, shown(s.Path), oneLine(s.Reason))
+		fmt.Fprintf(&b, "casfs: %s %s: %s\n", verb, shown(s.Path), oneLine(s.Reason))
 	}
+	return b.String()
 }
 
 func needRecursive(groups []*mountTargets, recursive bool) error {
@@ -147,9 +165,9 @@ func needRecursive(groups []*mountTargets, recursive bool) error {
 }
 
 func (a *app) statCmd() *cobra.Command {
-	cmd := a.pathVerb("stat PATH…", "explain the state of files in plain words", func(ctx context.Context, groups []*mountTargets, failed []jobs.Skipped) error {
+	cmd := a.pathVerb("stat PATH…", "explain the state of files in plain words", func(ctx context.Context, w *pathWork) error {
 		all := []jobs.FileStatus{} // not null, in JSON
-		for _, g := range groups {
+		for _, g := range w.groups {
 			files, err := g.client.Stat(ctx, g.inos())
 			for i, f := range files {
 				if f.Path = fromRoot(f.Path); f.Path == "" {
@@ -161,13 +179,16 @@ func (a *app) statCmd() *cobra.Command {
 					}
 					a.printFile(g.targets[i].path, f)
 				}
-				all = append(all, f)
+				all, w.done = append(all, f), true
 			}
 			if err != nil {
-				return err
+				rest := &mountTargets{daemon: g.daemon, targets: g.targets[len(files):]}
+				if err := w.fail(ctx, rest, err); err != nil {
+					return err
+				}
 			}
 		}
-		a.printSkipped("failed:", failed) // also with --json, which lists files
+		a.printFailed(w) // also with --json, which lists files
 		if a.json {
 			return a.printJSON(all)
 		}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -283,6 +284,53 @@ func (m *mountTargets) inos() []uint64 {
 		out[i] = t.ino
 	}
 	return out
+}
+
+// absolute turns the paths that the mount's engine tells into those of this machine.
+func (m *mountTargets) absolute(list []jobs.Skipped) []jobs.Skipped {
+	out := make([]jobs.Skipped, len(list))
+	for i, s := range list {
+		if !strings.HasPrefix(s.Path, "#") && !strings.HasPrefix(s.Path, "inode ") { // else it has no name any more
+			s.Path = filepath.Join(m.info.Mountpoint, inMount(m.info.Vault, s.Path))
+		}
+		out[i] = s
+	}
+	return out
+}
+
+// mountResult is what a verb's work in one mount came to.
+type mountResult[T any] struct {
+	*mountTargets
+	last   jobs.Progress
+	result T
+	err    error
+}
+
+// inAllMounts has several mounts work at once, for none is to wait for another, and shows their progress together.
+func inAllMounts[T any](groups []*mountTargets, b *bar, do func(g *mountTargets, progress func(jobs.Progress)) (T, error)) []mountResult[T] {
+	all := make([]mountResult[T], len(groups))
+	var mu sync.Mutex // guards last of all
+	var wg sync.WaitGroup
+	for i, g := range groups {
+		all[i].mountTargets = g
+		wg.Go(func() {
+			all[i].result, all[i].err = do(g, func(p jobs.Progress) {
+				mu.Lock()
+				defer mu.Unlock()
+				all[i].last = p
+				var sum jobs.Progress
+				for j := range all {
+					sum.FilesDone += all[j].last.FilesDone
+					sum.FilesTotal += all[j].last.FilesTotal
+					sum.BytesDone += all[j].last.BytesDone
+					sum.BytesTotal += all[j].last.BytesTotal
+				}
+				b.engine(sum)
+			})
+		})
+	}
+	wg.Wait()
+	return all
 }
 
 // resolve finds inode and daemon of each path, grouped by mount in order of first appearance.

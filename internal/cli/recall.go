@@ -80,29 +80,40 @@ With --cancel: 0 done, 3 some paths do not exist.`,
 }
 
 func (a *app) recall(ctx context.Context, groups []*mountTargets, missing []jobs.Skipped, req jobs.RecallRequest) error {
-	sum := jobs.RecallResult{Failed: int64(len(missing)), Failures: missing}
-	for _, g := range groups {
+	sum := jobs.RecallResult{Failed: int64(len(missing))}
+	b := a.newBar("recalling", 0, true)
+	all := inAllMounts(groups, b, func(g *mountTargets, progress func(jobs.Progress)) (jobs.RecallResult, error) {
+		req := req
 		req.Inos = g.inos()
-		b := a.newBar("recalling", 0, true)
-		var last jobs.Progress
-		r, err := g.client.Recall(ctx, req, func(p jobs.Progress) { last = p; b.engine(p) })
-		b.done()
-		if ctx.Err() != nil && !req.Cancel {
-			so := ""
-			if last.FilesTotal > 0 {
-				so = fmt.Sprintf(" with %d of %s done", last.FilesDone, count(last.FilesTotal, "file"))
+		return g.client.Recall(ctx, req, progress)
+	})
+	b.done()
+	var done jobs.Progress
+	w := &pathWork{groups: groups, failed: missing}
+	for _, r := range all {
+		done.FilesDone += r.last.FilesDone
+		done.FilesTotal += r.last.FilesTotal
+		if r.err != nil && ctx.Err() == nil {
+			if err := w.fail(ctx, r.mountTargets, r.err); err != nil {
+				return err
 			}
-			fmt.Fprintf(a.errOut, "casfs: interrupted%s; what was asked for goes on (casfs status shows it, casfs recall --cancel ends it)\n", so)
-			return quietly(exitPending)
+			sum.Failed += int64(len(r.targets))
+			continue
 		}
-		if err != nil {
-			return err
+		sum.Local += r.result.Local
+		sum.Pending += r.result.Pending
+		sum.Failed += r.result.Failed
+		sum.Bytes += r.result.Bytes
+		w.failed = append(w.failed, r.absolute(r.result.Failures)...)
+	}
+	sum.Failures = w.failed
+	if ctx.Err() != nil && !req.Cancel {
+		so := ""
+		if done.FilesTotal > 0 {
+			so = fmt.Sprintf(" with %d of %s done", done.FilesDone, count(done.FilesTotal, "file"))
 		}
-		sum.Local += r.Local
-		sum.Pending += r.Pending
-		sum.Failed += r.Failed
-		sum.Bytes += r.Bytes
-		sum.Failures = append(sum.Failures, r.Failures...)
+		fmt.Fprintf(a.errOut, "casfs: interrupted%s; what was asked for goes on (casfs status shows it, casfs recall --cancel ends it)\n", so)
+		return quietly(exitPending)
 	}
 	code := exitOK
 	switch {
@@ -130,7 +141,7 @@ func (a *app) recall(ctx context.Context, groups []*mountTargets, missing []jobs
 	default:
 		a.printf("%s local\n", count(sum.Local, "file"))
 	}
-	a.printSkipped("failed:", sum.Failures)
+	a.printFailed(w)
 	return codeOnly(code)
 }
 

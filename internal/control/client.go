@@ -50,10 +50,13 @@ func (c *Client) Stat(ctx context.Context, inos []uint64) ([]jobs.FileStatus, er
 	return call[[]jobs.FileStatus](ctx, c, verbStat, inosRequest{Inos: inos}, nil, nil)
 }
 
-// Sync waits until everything under the inodes is archived.
-func (c *Client) Sync(ctx context.Context, inos []uint64, progress func(jobs.Progress)) error {
-	_, err := call[none](ctx, c, verbSync, inosRequest{Inos: inos}, progress, nil)
-	return err
+// Sync waits until everything under the inodes is archived. With an error that matches jobs.ErrUpload come the files that were refused.
+func (c *Client) Sync(ctx context.Context, inos []uint64, progress func(jobs.Progress)) ([]jobs.Skipped, error) {
+	r, err := call[syncReply](ctx, c, verbSync, inosRequest{Inos: inos}, progress, nil)
+	if progress != nil && r.Done != (jobs.Progress{}) {
+		progress(r.Done)
+	}
+	return r.Failures, err
 }
 
 // Evict drops local copies.

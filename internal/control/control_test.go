@@ -184,7 +184,7 @@ func TestProgressArrives(t *testing.T) {
 	_, c := start(t, e, nil)
 	var last jobs.Progress
 	n := 0
-	if err := c.Sync(t.Context(), []uint64{1}, func(p jobs.Progress) { last = p; n++ }); err != nil {
+	if _, err := c.Sync(t.Context(), []uint64{1}, func(p jobs.Progress) { last = p; n++ }); err != nil {
 		t.Fatal(err)
 	}
 	if last.FilesDone != 1000 || n > 500 {
@@ -203,7 +203,7 @@ func TestDisconnectCancels(t *testing.T) {
 	_, c := start(t, e, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-entered; cancel() }()
-	if err := c.Sync(ctx, nil, nil); !errors.Is(err, context.Canceled) {
+	if _, err := c.Sync(ctx, nil, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("client: got %v", err)
 	}
 	if err := <-ended; !errors.Is(err, context.Canceled) {
@@ -221,7 +221,7 @@ func TestDaemonDies(t *testing.T) {
 	}}
 	s, c := start(t, e, nil)
 	go func() { <-entered; s.http.Close() }()
-	if err := c.Sync(t.Context(), nil, nil); !errors.Is(err, ErrGone) {
+	if _, err := c.Sync(t.Context(), nil, nil); !errors.Is(err, ErrGone) {
 		t.Errorf("got %v, want ErrGone", err)
 	}
 }
@@ -268,7 +268,7 @@ func TestFinishAnswersWhoWaits(t *testing.T) {
 	}}
 	s, c := start(t, e, nil)
 	go func() { <-entered; s.Finish(10 * time.Second) }()
-	if err := c.Sync(t.Context(), nil, nil); !errors.Is(err, jobs.ErrClosing) {
+	if _, err := c.Sync(t.Context(), nil, nil); !errors.Is(err, jobs.ErrClosing) {
 		t.Errorf("got %v, want ErrClosing", err)
 	}
 }
@@ -298,7 +298,10 @@ func TestFinishWhileOthersAsk(t *testing.T) {
 			})
 		}
 		synced := make(chan error, 1)
-		go func() { synced <- c.Sync(t.Context(), nil, nil) }()
+		go func() {
+			_, err := c.Sync(t.Context(), nil, nil)
+			synced <- err
+		}()
 		<-entered
 		s.Finish(10 * time.Second)
 		close(stop)
@@ -344,7 +347,7 @@ func TestSocket(t *testing.T) {
 func TestPanicIsAnswered(t *testing.T) {
 	e := &fakeEngine{sync: func(context.Context, []uint64, func(jobs.Progress)) error { panic("boom") }}
 	_, c := start(t, e, nil)
-	if err := c.Sync(t.Context(), nil, nil); err == nil || !strings.Contains(err.Error(), "boom") {
+	if _, err := c.Sync(t.Context(), nil, nil); err == nil || !strings.Contains(err.Error(), "boom") {
 		t.Errorf("got %v", err)
 	}
 	if _, err := c.Status(t.Context()); err != nil {

@@ -149,8 +149,14 @@ func (s *Server) handler() http.Handler {
 		}
 		return out, nil
 	})
-	handle(s, mux, verbSync, func(ctx context.Context, r inosRequest, st *stream) (none, error) {
-		return none{}, s.Engine.Sync(ctx, r.Inos, st.progress)
+	handle(s, mux, verbSync, func(ctx context.Context, r inosRequest, st *stream) (syncReply, error) {
+		var rep syncReply
+		err := s.Engine.Sync(ctx, r.Inos, func(p jobs.Progress) { rep.Done = p; st.progress(p) })
+		var refused *jobs.SyncError
+		if errors.As(err, &refused) {
+			rep.Failures = refused.Failures
+		}
+		return rep, err
 	})
 	handle(s, mux, verbEvict, func(ctx context.Context, r inosRequest, _ *stream) (jobs.EvictResult, error) {
 		return s.Engine.Evict(ctx, r.Inos, r.Recursive)

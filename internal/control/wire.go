@@ -52,6 +52,11 @@ type inosRequest struct {
 	Recursive bool     `json:"recursive"`
 }
 
+type syncReply struct {
+	Done     jobs.Progress  `json:"done"` // the last progress, which the stream may have left out
+	Failures []jobs.Skipped `json:"failures,omitempty"`
+}
+
 type allowRequest struct {
 	Files int   `json:"files"`
 	Bytes int64 `json:"bytes"`

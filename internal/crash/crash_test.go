@@ -337,7 +337,8 @@ func (r *run) sync(d *daemon, path string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	return d.control.Sync(ctx, []uint64{st.Sys().(*syscall.Stat_t).Ino}, nil)
+	_, err = d.control.Sync(ctx, []uint64{st.Sys().(*syscall.Stat_t).Ino}, nil)
+	return err
 }
 
 // audit lets everything come to rest and holds the vault against the tree: each

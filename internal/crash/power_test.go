@@ -296,7 +296,8 @@ func TestPowerLossAfterEachPromise(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
-			return d.control.Sync(ctx, []uint64{st.Sys().(*syscall.Stat_t).Ino}, nil)
+			_, err = d.control.Sync(ctx, []uint64{st.Sys().(*syscall.Stat_t).Ino}, nil)
+			return err
 		}
 		top := filepath.Join(m.mnt, "v", fmt.Sprint(life))
 		for _, p := range list {

@@ -329,7 +329,8 @@ func (w *worker) sync(name string) error {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		return w.d.control.Sync(ctx, []uint64{st.Sys().(*syscall.Stat_t).Ino}, nil)
+		_, err = w.d.control.Sync(ctx, []uint64{st.Sys().(*syscall.Stat_t).Ino}, nil)
+		return err
 	}, func() {
 		now := *w.know[name]
 		now.archived = true

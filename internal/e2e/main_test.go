@@ -212,7 +212,7 @@ func (w *world) evict() {
 	root := []uint64{catalog.RootIno}
 	var r jobs.EvictResult
 	for ctx.Err() == nil {
-		err := w.control.Sync(ctx, root, nil)
+		_, err := w.control.Sync(ctx, root, nil)
 		if err == nil {
 			r, err = w.control.Evict(ctx, root, true)
 		}
