@@ -271,7 +271,7 @@ func (a *app) mount(ctx context.Context, m mountArgs) error {
 	}
 	d := &mountDaemon{
 		log: log, engine: engine, args: m, stateDir: stateDir, source: svc.endpoint, drain: s.Drain,
-		signals: signals, unmountDone: make(chan struct{}),
+		signals: signals, end: newEnding(),
 	}
 	defer d.closeEngine()
 

@@ -28,13 +28,7 @@ type mountDaemon struct {
 	control  net.Listener
 	server   *control.Server
 	signals  chan os.Signal
-
-	unmountDone chan struct{} // closed when a umount verb is through with draining
-
-	mu         sync.Mutex
-	unmounting bool           // a umount verb has taken over
-	left       []jobs.Pending // what it could not archive
-	draining   bool           // detached; only archiving is left
+	end      *ending
 
 	closeOnce sync.Once
 }
@@ -48,10 +42,8 @@ func (d *mountDaemon) closeEngine() {
 }
 
 func (d *mountDaemon) info() control.Info {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	return control.Info{PID: os.Getpid(), Mountpoint: d.args.mountpoint, StateDir: d.stateDir, Vault: d.args.vault,
-		Version: version.Version(), Draining: d.draining}
+		Version: version.Version(), Draining: isClosed(d.end.detached)}
 }
 
 // run works until the mount is gone and what it must still do is done.
@@ -98,10 +90,7 @@ func (d *mountDaemon) run(ready func(string)) error {
 		d.engine.StopAdmitting()
 		d.detach()
 	}
-	if workErr != nil {
-		d.drain = "stop" // nobody would do the work
-	}
-	left, err := d.finish(gone)
+	left, err := d.finish(gone, workErr != nil)
 
 	// The control socket is removed while this process still holds the state
 	// directory, so that it cannot be the next mount's; connections live until the process ends.
@@ -121,143 +110,6 @@ func (d *mountDaemon) run(ready func(string)) error {
 	}
 	d.log.Info("stopped")
 	return err
-}
-
-// detach unmounts; when programs have files open, it takes the mount away from
-// under its name and lets them finish.
-func (d *mountDaemon) detach() {
-	err := d.mnt.Unmount(false)
-	if errors.Is(err, fs.ErrBusyMount) {
-		d.log.Warn("files are open; detaching lazily")
-		err = d.mnt.Unmount(true)
-	}
-	if err != nil {
-		d.log.Error("unmount", "err", err)
-	}
-}
-
-// finish waits for the end of the mount and archives what is left, as --drain says or a umount verb has done
-// already. A signal ends the waiting.
-func (d *mountDaemon) finish(gone chan struct{}) ([]jobs.Pending, error) {
-	aborted := false
-	select {
-	case <-gone:
-	case sig := <-d.signals:
-		d.log.Warn("second signal; aborting the mount", "signal", sig.String())
-		aborted = true
-		if err := d.mnt.Abort(); err != nil {
-			d.log.Error("abort", "err", err)
-		} else {
-			select {
-			case <-gone:
-			case sig := <-d.signals:
-				d.log.Warn("not waiting for the mount's requests any longer", "signal", sig.String())
-			}
-		}
-	}
-	d.engine.StopAdmitting()
-	d.mu.Lock()
-	d.draining = true
-	byVerb := d.unmounting
-	d.mu.Unlock()
-	if byVerb {
-		select {
-		case <-d.unmountDone:
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			return d.left, nil
-		case <-d.signals:
-			aborted = true
-		}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	if d.drain == "stop" || aborted {
-		cancel()
-	}
-	go func() {
-		select {
-		case sig := <-d.signals:
-			d.log.Warn("not waiting for uploads any longer", "signal", sig.String())
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	last := time.Now()
-	left, err := d.engine.Drain(ctx, func(p jobs.Progress) {
-		if now := time.Now(); now.Sub(last) >= 10*time.Second {
-			last = now
-			d.log.Info("archiving what is left", "files", fmt.Sprintf("%d/%d", p.FilesDone, p.FilesTotal), "bytes", fmt.Sprintf("%d/%d", p.BytesDone, p.BytesTotal))
-		}
-	})
-	if len(left) > 0 || errors.Is(err, context.Canceled) {
-		err = nil // told by the list
-	}
-	return left, err
-}
-
-// unmount is the umount verb: archive while the mount still works, then
-// unmount, then archive what was written meanwhile. A busy mount stays as it is.
-func (d *mountDaemon) unmount(ctx context.Context, r control.UnmountRequest, progress func(jobs.Progress)) (control.UnmountReply, error) {
-	d.mu.Lock()
-	draining, taken := d.draining, d.unmounting
-	d.mu.Unlock()
-	if taken {
-		return control.UnmountReply{}, errors.New("another casfs umount is at work on this mount")
-	}
-	limited := ctx
-	if r.Timeout > 0 {
-		var cancel context.CancelFunc
-		limited, cancel = context.WithTimeout(ctx, time.Duration(r.Timeout))
-		defer cancel()
-	}
-	left, err := d.engine.Drain(limited, progress)
-	if ctx.Err() != nil {
-		return control.UnmountReply{}, ctx.Err() // the user gave up waiting: nothing was changed
-	}
-	if draining {
-		return control.UnmountReply{Pending: left}, nil // unmounted before; the process ends by itself
-	}
-	if err != nil && len(left) == 0 && limited.Err() == nil {
-		return control.UnmountReply{}, err
-	}
-	d.mu.Lock()
-	draining, taken = d.draining, d.unmounting
-	d.unmounting = !draining
-	d.mu.Unlock()
-	if draining {
-		return control.UnmountReply{Pending: left}, nil
-	}
-	if taken {
-		return control.UnmountReply{}, errors.New("another casfs umount is at work on this mount")
-	}
-	if err := d.mnt.Unmount(r.Lazy); err != nil {
-		d.mu.Lock()
-		d.unmounting = false
-		d.mu.Unlock()
-		if errors.Is(err, fs.ErrBusyMount) {
-			err = fmt.Errorf("%w: %v", control.ErrBusy, err)
-		}
-		return control.UnmountReply{}, err
-	}
-	d.mu.Lock()
-	d.draining = true
-	d.mu.Unlock()
-	defer close(d.unmountDone)
-	d.mnt.Wait() // lazily: until the last file is closed
-	d.engine.StopAdmitting()
-	// The verb may be interrupted from here on; the daemon finishes what --drain says.
-	left, err = d.engine.Drain(limited, progress)
-	if limited.Err() != nil && ctx.Err() != nil && d.drain == "finish" {
-		left, err = d.engine.Drain(context.Background(), nil)
-	}
-	d.mu.Lock()
-	d.left = left
-	d.mu.Unlock()
-	if len(left) > 0 {
-		err = nil
-	}
-	return control.UnmountReply{Pending: left}, err
 }
 
 // lateHandler passes records on to a handler that is known later.

@@ -26,7 +26,8 @@ func (a *app) umountCmd() *cobra.Command {
 mount's process is gone. Interrupted before it has unmounted, it leaves the mount as it is.
 
 With --lazy it unmounts also while programs have files open. The mount's process ends when they have closed them and
-what they wrote is archived; the verb waits for that, too, and interrupting it ends only the wait.
+what they wrote is archived; the verb waits for that, too, and interrupting it ends only the wait: the same verb
+once more goes on waiting, and ends as the first would have.
 
 With --timeout it unmounts when the time is up; what is not in the vault by then
 is listed (exit code 3), stays in the state directory, and goes on with the next mount. A mount whose process
@@ -73,8 +74,8 @@ func (a *app) umount(ctx context.Context, arg string, timeout time.Duration, laz
 	}
 	b := a.newBar("archiving", 0, true)
 	detached := func() {}
-	if lazy && !a.json {
-		detached = a.sayDetached(ctx, d.info.Mountpoint, b)
+	if (lazy || d.info.Draining) && !a.json {
+		detached = a.sayDetached(ctx, d, b)
 	}
 	rep, err := d.client.Unmount(ctx, control.UnmountRequest{Lazy: lazy, Timeout: int64(timeout)}, b.engine)
 	detached()
@@ -129,7 +130,8 @@ const lazyGrace = time.Second
 
 // sayDetached says, when the mount has gone from its mount point and the verb goes on waiting, what for. The function it
 // returns ends that.
-func (a *app) sayDetached(ctx context.Context, point string, b *bar) (stop func()) {
+func (a *app) sayDetached(ctx context.Context, d *daemon, b *bar) (stop func()) {
+	point := d.info.Mountpoint
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
@@ -146,7 +148,11 @@ func (a *app) sayDetached(ctx context.Context, point string, b *bar) (stop func(
 				left -= 100 * time.Millisecond
 			}
 		}
-		b.note(a.errOut, "casfs: %s is unmounted; waiting until programs have closed their files in it and these are archived (interrupting this ends only the wait)\n", point)
+		left := ""
+		if st, err := d.client.Status(ctx); err == nil && st.Staging.Files > 0 {
+			left = fmt.Sprintf("\n  %s, %s, not in the vault yet: casfs status shows more", count(st.Staging.Files, "file"), sizeText(st.Staging.Used))
+		}
+		b.note(a.errOut, "casfs: %s is unmounted; waiting until programs have closed their files in it and these are archived (interrupting this ends only the wait)%s\n", point, left)
 	}()
 	return func() { cancel(); <-ended }
 }
