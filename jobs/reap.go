@@ -27,7 +27,8 @@ type reclaimer struct {
 	trash  chan struct{} // the trash has changed
 	failed map[uint64]time.Time
 
-	deleting chan struct{} // held by who deletes archives
+	reclaiming chan struct{} // held by who reclaims
+	deleting   chan struct{} // held by who deletes archives
 }
 
 const (
@@ -44,7 +45,7 @@ func newReclaimer(e *Engine) *reclaimer {
 	return &reclaimer{
 		e: e, inos: map[uint64]struct{}{}, held: map[uint64]int{}, failed: map[uint64]time.Time{},
 		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), trash: make(chan struct{}, 1),
-		deleting: make(chan struct{}, 1),
+		reclaiming: make(chan struct{}, 1), deleting: make(chan struct{}, 1),
 	}
 }
 
@@ -198,8 +199,14 @@ func (b *reclaimer) take() ([]*file, int) {
 	return batch, len(inos)
 }
 
-// reclaim does one batch and returns its size, 0 when nothing is left.
+// reclaim does one batch and returns its size, 0 when nothing is left: neither here nor under way.
 func (b *reclaimer) reclaim(ctx context.Context) (int, error) {
+	select {
+	case b.reclaiming <- struct{}{}:
+		defer func() { <-b.reclaiming }()
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
 	batch, n := b.take()
 	if len(batch) == 0 {
 		return n, nil

@@ -79,3 +79,82 @@ func TestReclaimWaitsForAPause(t *testing.T) {
 		}
 	})
 }
+
+// TestTrashShowsWhatWasRemoved: at once, and also what the kernel has yet to forget and a program has just closed; a file that
+// somebody goes on reading delays nothing for long. What is purged is gone, too.
+func TestTrashShowsWhatWasRemoved(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		const n = 600 // several batches
+		for i := range n {
+			r.write(fmt.Sprint("f", i), []byte("x"))
+		}
+		for _, name := range []string{"held", "closed", "open"} {
+			r.write(name, []byte("x"))
+		}
+		r.cold()
+		remove := func(name string) {
+			t.Helper()
+			if err := r.e.Unlink(t.Context(), r.vault, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		shown := func() int {
+			t.Helper()
+			list, err := r.e.Trash(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(list)
+		}
+		for i := range n {
+			remove(fmt.Sprint("f", i))
+		}
+		began := time.Now()
+		if got := shown(); got != n {
+			t.Errorf("the trash shows %d archives after %d files were removed", got, n)
+		}
+		if took := time.Since(began); took != 0 {
+			t.Errorf("it waited for %v", took)
+		}
+
+		at := func(name string) uint64 {
+			t.Helper()
+			i, err := r.e.Lookup(t.Context(), r.vault, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return i.Ino
+		}
+		opened := func(name string) *Handle {
+			t.Helper()
+			h, err := r.e.Open(t.Context(), Caller{}, at(name), OpenFlags{Read: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return h
+		}
+		release := r.e.Hold(at("held"))
+		closing, open := opened("closed"), opened("open")
+		for _, name := range []string{"held", "closed", "open"} {
+			remove(name)
+		}
+		time.AfterFunc(forgetGrace/4, release)
+		time.AfterFunc(forgetGrace/2, func() { closing.Release() })
+		began = time.Now()
+		if got := shown(); got != n+2 {
+			t.Errorf("the trash shows %d archives, want %d", got, n+2)
+		}
+		if took := time.Since(began); took > 2*forgetGrace {
+			t.Errorf("it waited for %v", took)
+		}
+		open.Release()
+		if got, err := r.e.Purge(t.Context(), nil); err != nil || got != n+3 {
+			t.Errorf("purged %d, %v, want %d", got, err, n+3)
+		}
+		if got := shown(); got != 0 {
+			t.Errorf("the trash shows %d archives after the purge", got)
+		}
+	})
+}

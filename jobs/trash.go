@@ -337,8 +337,11 @@ type TrashEntry struct {
 	Uploaded, Deadline     time.Time
 }
 
-// Trash lists the trash, next to be deleted first.
+// Trash lists the trash, next to be deleted first; of files that were removed before it began, all but those still in use.
 func (e *Engine) Trash(ctx context.Context) ([]TrashEntry, error) {
+	if err := e.reclaimForTrash(ctx); err != nil {
+		return nil, err
+	}
 	var list []TrashEntry
 	now := time.Now()
 	err := e.catalog.View(func(tx *catalog.Tx) error {
@@ -365,6 +368,9 @@ func (e *Engine) Trash(ctx context.Context) ([]TrashEntry, error) {
 func (e *Engine) Purge(ctx context.Context, archiveIDs []string) (int, error) {
 	if e.opts.ReadOnly {
 		return 0, ErrReadOnly
+	}
+	if err := e.reclaimForTrash(ctx); err != nil {
+		return 0, err
 	}
 	var list []catalog.Archive
 	err := e.catalog.View(func(tx *catalog.Tx) error {

@@ -246,14 +246,8 @@ func dropVaultTx(tx *catalog.Tx, v catalog.Vault) error {
 // rmVault deletes an empty vault at the service, then its directory.
 func (e *Engine) rmVault(ctx context.Context, name string) error {
 	// What was deleted a moment ago must count as trash already.
-	for {
-		n, err := e.bin.reclaim(ctx)
-		if err != nil {
-			return err
-		}
-		if n == 0 {
-			break
-		}
+	if err := e.reclaimNow(ctx); err != nil {
+		return err
 	}
 	var v catalog.Vault
 	var live, trash int
