@@ -24,4 +24,5 @@ type RecallResult struct {
 	Local, Pending, Failed int64
 	Bytes                  int64 // asked for
 	Failures               []Skipped
+	Waits                  string // for what pending files are not asked for yet, if not for their turn
 }

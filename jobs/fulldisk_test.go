@@ -148,3 +148,73 @@ func TestDiskFillsInTheMiddleOfARecall(t *testing.T) {
 		r.want(ino, data, 0, len(data))
 	})
 }
+
+// TestRecallBegunOnAFullDisk: it is queued, and begins when there is room. What it waits for is told meanwhile, and it can be cancelled;
+// what will never fit fails at once.
+func TestRecallBegunOnAFullDisk(t *testing.T) {
+	dir := smallDisk(t)
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) {
+			o.StateDir, o.MinFree, o.CacheSize, o.StagingSize = filepath.Join(dir, "state"), 120<<20, 128<<20, 64<<20
+		})
+		ctx := context.Background()
+		ino, data := r.coldFile("f", 10<<20)
+		other, _ := r.coldFile("other", 11<<20)
+		fillDisk(t, dir, 90<<20) // below --min-free, and enough for the catalog
+		time.Sleep(2 * time.Second)
+		res, err := r.e.Recall(ctx, RecallRequest{Inos: []uint64{ino}}, nil)
+		if err != nil || res.Pending != 1 || res.Failed != 0 || !strings.Contains(res.Waits, "bytes of its disk are free") {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		if res, err := r.e.Recall(ctx, RecallRequest{Inos: []uint64{other}}, nil); err != nil || res.Pending != 1 {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		if _, err := r.e.Recall(ctx, RecallRequest{Inos: []uint64{other}, Cancel: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan RecallResult, 1)
+		var mu sync.Mutex
+		said := ""
+		wait := func() {
+			res, _ := r.e.Recall(ctx, RecallRequest{Inos: []uint64{ino}, Wait: true}, func(p Progress) {
+				mu.Lock()
+				defer mu.Unlock()
+				if p.Waits != "" {
+					said = p.Waits
+				}
+			})
+			ended <- res
+		}
+		go wait()
+		time.Sleep(10 * time.Hour)
+		mu.Lock()
+		if !strings.Contains(said, "room for 10485760 bytes") || !strings.Contains(said, "are kept free") {
+			t.Errorf("who waits is told %q", said)
+		}
+		mu.Unlock()
+		if s, err := r.e.Status(ctx); err != nil || s.RecallsQueued != 2 || !strings.Contains(s.RecallsWait, "room for 10485760 bytes") {
+			t.Errorf("%+v, %v", s, err)
+		}
+		r.restart()
+		<-ended // the command ended with the program
+		go wait()
+		time.Sleep(time.Hour)
+		r.jobs(0)
+
+		if err := os.Remove(filepath.Join(dir, "filler")); err != nil {
+			t.Fatal(err)
+		}
+		at := time.Now()
+		if res := <-ended; res.Local != 1 || res.Failed != 0 {
+			t.Errorf("%+v", res)
+		}
+		if took := time.Since(at); took > 4*time.Hour+5*time.Minute {
+			t.Errorf("it took %v", took)
+		}
+		r.jobs(1)
+		r.want(ino, data, 0, len(data))
+		if s, err := r.e.Status(ctx); err != nil || s.RecallsQueued != 0 || s.RecallsWait != "" {
+			t.Errorf("%+v, %v", s, err)
+		}
+	})
+}

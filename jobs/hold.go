@@ -6,7 +6,7 @@ import (
 )
 
 // While other programs fill the disk what is ready cannot be fetched, and its output expires. The service is asked for nothing
-// meanwhile: not for an output that has no place, and not for another job before there is room for what that brings.
+// meanwhile: not for an output that has no place, and not for a job, first or another, before there is room for what that brings.
 
 const (
 	// noRoomWait is when a piece that found no room is tried again; what nobody waits for is put off longer each time, up to noRoomMost.
@@ -62,6 +62,19 @@ func (r *recaller) heldLocked(rt *retrieval, now time.Time) bool {
 	rt.notBefore = now.Add(noRoomMost)
 	rt.rec.Error = fmt.Sprintf("the job's output expired before it was fetched; another is asked for when there is room for %d bytes: %s", need, r.roomText())
 	return true
+}
+
+// waitsForLocked says what a request waits for whose next file has no room on a disk that others fill; "" when it is another's turn, or
+// nothing is in the way.
+func (r *recaller) waitsForLocked(b *bulk) string {
+	if len(b.items) == 0 {
+		return ""
+	}
+	need := b.needs(b.items[0])
+	if ino := b.items[0].Ino; need <= r.roomForLocked(ino) || need > r.emptyRoomLocked(ino) { // the latter fails
+		return ""
+	}
+	return fmt.Sprintf("room for %d bytes: %s", need, r.roomText())
 }
 
 // roomText says how much room there is, for people.

@@ -133,6 +133,9 @@ func (r *recaller) fill(s *Status) {
 	}
 	for _, b := range r.waves.bulks {
 		s.RecallsQueued += max(b.files-b.local-b.failed-int64(b.pending), 0)
+		if s.RecallsWait == "" {
+			s.RecallsWait = r.waitsForLocked(b)
+		}
 	}
 	for w := range r.waiters {
 		if len(s.Waiters) >= maxListed {

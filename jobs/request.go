@@ -240,7 +240,7 @@ func (r *recaller) await(ctx context.Context, b *bulk, ch <-chan struct{}, progr
 			return
 		}
 		r.mu.Lock()
-		p := Progress{FilesDone: b.local + b.failed, FilesTotal: b.files, BytesDone: min(b.fetched, b.bytes), BytesTotal: b.bytes}
+		p := Progress{FilesDone: b.local + b.failed, FilesTotal: b.files, BytesDone: min(b.fetched, b.bytes), BytesTotal: b.bytes, Waits: r.waitsForLocked(b)}
 		current := b.current
 		r.mu.Unlock()
 		if current != 0 {
@@ -268,7 +268,7 @@ func (r *recaller) await(ctx context.Context, b *bulk, ch <-chan struct{}, progr
 
 func (r *recaller) result(b *bulk) RecallResult {
 	r.mu.Lock()
-	res := RecallResult{Local: b.local, Failed: b.failed, Bytes: b.bytes, Failures: slices.Clone(b.failures)}
+	res := RecallResult{Local: b.local, Failed: b.failed, Bytes: b.bytes, Failures: slices.Clone(b.failures), Waits: r.waitsForLocked(b)}
 	res.Pending = max(b.files-b.local-b.failed, 0)
 	select {
 	case <-b.ended:

@@ -29,7 +29,8 @@ type Status struct {
 	Uploads       []UploadStatus    `json:"uploads"`
 	UploadsQueued int64             `json:"uploads_queued"`
 	Retrievals    []RetrievalStatus `json:"retrievals"`
-	RecallsQueued int64             `json:"recalls_queued"` // files of explicit recalls not asked for yet
+	RecallsQueued int64             `json:"recalls_queued"`         // files of explicit recalls not asked for yet
+	RecallsWait   string            `json:"recalls_wait,omitempty"` // for what they are not asked for, if not for their turn
 	Waiters       []WaiterStatus    `json:"waiters"`
 	Guard         GuardStatus       `json:"guard"`
 	Trash         Space             `json:"trash"`       // Used bytes; Files count

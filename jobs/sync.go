@@ -19,6 +19,7 @@ type Progress struct {
 	FilesDone, FilesTotal int64
 	BytesDone, BytesTotal int64
 	Current               string // a path
+	Waits                 string // for what it goes no further, in plain words
 }
 
 // Pending is a file not yet archived.

@@ -362,9 +362,9 @@ func (r *recaller) feed(ctx context.Context) bool {
 	var b *bulk
 	w.turn++
 	for i := range n {
-		if x := w.bulks[(i+w.turn)%n]; len(x.items) > 0 {
+		// Those that wait for others to leave the disk keep nobody from what there is room for.
+		if x := w.bulks[(i+w.turn)%n]; len(x.items) > 0 && (b == nil || r.waitsForLocked(b) != "") {
 			b = x
-			break
 		}
 	}
 	if b == nil || len(w.inflight) >= w.most || ctx.Err() != nil {
@@ -372,10 +372,7 @@ func (r *recaller) feed(ctx context.Context) bool {
 		return false
 	}
 	k, gen := b.items[0], b.gen
-	need := k.Size
-	if b.rec.Len > 0 {
-		need = max(min(b.rec.Len, k.Size-b.rec.Off), 1)
-	}
+	need := b.needs(k)
 	fits := func(room int64) bool {
 		if need <= room {
 			return true
@@ -384,7 +381,7 @@ func (r *recaller) feed(ctx context.Context) bool {
 		b.next(k)
 		return false
 	}
-	if !fits(r.mostRoom()) { // whatever else is on its way
+	if !fits(r.mostRoom()) { // whatever else is on its way, or pinned
 		r.mu.Unlock()
 		return true
 	}
@@ -397,11 +394,16 @@ func (r *recaller) feed(ctx context.Context) bool {
 		}
 		w.budget, w.budgetAt = budget, now
 	}
-	w.budget -= need
-	if !fits(r.roomForLocked(k.Ino)) { // a disk that others fill has room again when what is on its way has come, perhaps
+	if !fits(r.emptyRoomLocked(k.Ino)) {
 		r.mu.Unlock()
 		return true
 	}
+	if need > r.roomForLocked(k.Ino) { // others fill the disk; it is looked at again with every tick
+		w.budget = 0
+		r.mu.Unlock()
+		return false
+	}
+	w.budget -= need
 	rec := b.rec
 	r.mu.Unlock()
 
@@ -456,6 +458,14 @@ func (r *recaller) feed(ctx context.Context) bool {
 	}
 	b.next(k)
 	return true
+}
+
+// needs returns how many bytes of a file the request wants.
+func (b *bulk) needs(k waveKey) int64 {
+	if b.rec.Len > 0 {
+		return max(min(b.rec.Len, k.Size-b.rec.Off), 1)
+	}
+	return k.Size
 }
 
 // next takes the first file off the list.

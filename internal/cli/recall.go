@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -22,7 +23,7 @@ func (a *app) recallCmd() *cobra.Command {
 		Short: "bring files back from the vault ahead of their use",
 		Long: `Starts the retrievals of cold files and returns; with --wait, when the files
 are local. Many files are asked for in waves, so that what becomes ready can be
-fetched in time. Interrupting a waiting recall leaves it going; --cancel
+fetched in time, and wait while the disk has no room for them. Interrupting a waiting recall leaves it going; --cancel
 drops what was not yet asked of the service.
 
 Paths that do not exist count as failed; the others are recalled all the same.
@@ -85,7 +86,18 @@ func (a *app) recall(ctx context.Context, groups []*mountTargets, missing []jobs
 	all := inAllMounts(groups, b, func(g *mountTargets, progress func(jobs.Progress)) (jobs.RecallResult, error) {
 		req := req
 		req.Inos = g.inos()
-		return g.client.Recall(ctx, req, progress)
+		told := false
+		r, err := g.client.Recall(ctx, req, func(p jobs.Progress) {
+			if p.Waits != "" && req.Wait && !told && !a.json {
+				told = true
+				b.note(a.errOut, "casfs: waiting for %s (interrupting this ends only the wait)\n", p.Waits)
+			}
+			progress(p)
+		})
+		if r.Waits != "" && !told && !a.json {
+			b.note(a.errOut, "casfs: not asked of the service yet, for it waits for %s\n  make room, or casfs recall --cancel ends it\n", r.Waits)
+		}
+		return r, err
 	})
 	b.done()
 	var done jobs.Progress
@@ -104,6 +116,7 @@ func (a *app) recall(ctx context.Context, groups []*mountTargets, missing []jobs
 		sum.Pending += r.result.Pending
 		sum.Failed += r.result.Failed
 		sum.Bytes += r.result.Bytes
+		sum.Waits = cmp.Or(sum.Waits, r.result.Waits)
 		w.failed = append(w.failed, r.absolute(r.result.Failures)...)
 	}
 	sum.Failures = w.failed
@@ -128,7 +141,7 @@ func (a *app) recall(ctx context.Context, groups []*mountTargets, missing []jobs
 		code = exitPending
 	}
 	if a.json {
-		if err := a.printJSON(map[string]any{"local": sum.Local, "pending": sum.Pending, "failed": sum.Failed, "bytes": sum.Bytes, "failures": viewSkipped(sum.Failures)}); err != nil {
+		if err := a.printJSON(map[string]any{"local": sum.Local, "pending": sum.Pending, "failed": sum.Failed, "bytes": sum.Bytes, "waits": sum.Waits, "failures": viewSkipped(sum.Failures)}); err != nil {
 			return err
 		}
 		return codeOnly(code)

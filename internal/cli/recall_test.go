@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -241,5 +242,52 @@ func TestSomePathsAreWrong(t *testing.T) {
 			t.Errorf("%v", r)
 		}
 	}
+	u.ok("umount", m.point)
+}
+
+// TestRecallWithoutRoom: a recall that others leave no room for is queued, and says what it waits for.
+func TestRecallWithoutRoom(t *testing.T) {
+	u := newUser(t)
+	m, v := recallMount(u, map[string]int{"f": 1000})
+	f := filepath.Join(v, "f")
+	u.ok("umount", m.point)
+	m.start("--min-free", "99%")
+	if r := u.casfs("recall", f); r.code != exitPending || !strings.Contains(r.err, "not asked of the service yet, for it waits for room for 1000 bytes") {
+		t.Errorf("%v", r)
+	}
+	var got struct {
+		Pending int64
+		Waits   string
+	}
+	r := u.casfs("recall", "--json", f)
+	if err := json.Unmarshal([]byte(r.out), &got); err != nil || r.code != exitPending || got.Pending != 1 || !strings.HasPrefix(got.Waits, "room for ") || r.err != "" {
+		t.Errorf("%v: %v", err, r)
+	}
+	if out := u.ok("status", v); !strings.Contains(out, "recalls wait for room for 1000 bytes") {
+		t.Errorf("status says\n%s", out)
+	}
+	c := u.cmd("recall", "--wait", f)
+	said, err := c.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(said)
+	if line, _ := in.ReadString('\n'); !strings.HasPrefix(line, "casfs: waiting for room for 1000 bytes") {
+		t.Errorf("it says %q", line)
+	}
+	c.Process.Signal(os.Interrupt)
+	if line, _ := in.ReadString('\n'); !strings.Contains(line, "interrupted") {
+		t.Errorf("it says %q", line)
+	}
+	if c.Wait(); c.ProcessState.ExitCode() != exitPending {
+		t.Errorf("%v", c.ProcessState)
+	}
+	u.ok("recall", "--cancel", f)
+	u.ok("umount", m.point)
+	m.start()
+	u.ok("recall", "--wait", f)
 	u.ok("umount", m.point)
 }

@@ -295,6 +295,11 @@ func formatStatus(s oneStatus, cols int, now time.Time) string {
 		}
 		t.flush()
 	}
+	if s.RecallsWait != "" {
+		for i, l := range wrap("recalls wait for "+s.RecallsWait, cols-4) {
+			line("  %s%s", strings.Repeat("  ", min(i, 1)), l)
+		}
+	}
 	if len(s.Waiters) > 0 {
 		line("  waiting programs")
 		t := newTable(&b)
