@@ -27,7 +27,8 @@ type Metadata struct {
 	Path      string // within the vault, without leading slash
 	Cut       bool   // Path lost its left part
 
-	Dirs []uint32 // modes of the directories of Path, outermost first; nil: not told
+	Dirs []uint32   // modes of the directories of Path, outermost first; nil: not told
+	Root *VaultRoot // of the directory that Path begins in; nil: not told
 }
 
 // usualDir is the mode of a directory that needs no telling, if guessDir guesses it.
@@ -66,14 +67,26 @@ func parseDirs(s string) (modes []uint32, err error) {
 
 // withoutDirs leaves the modes of the directories out: whom one of them keeps out, the file's own mode keeps out then.
 func withoutDirs(m Metadata) Metadata {
-	for _, mode := range m.Dirs {
+	m = keepOut(m, m.Dirs...)
+	m.Dirs = nil
+	return m
+}
+
+// withoutRoot does so with the vault's.
+func withoutRoot(m Metadata) Metadata {
+	m = keepOut(m, m.Root.Mode)
+	m.Root = nil
+	return m
+}
+
+func keepOut(m Metadata, modes ...uint32) Metadata {
+	for _, mode := range modes {
 		for _, who := range []uint32{0o070, 0o007} {
 			if pass := who & 0o055; mode&pass != pass {
 				m.Mode &^= who
 			}
 		}
 	}
-	m.Dirs = nil
 	return m
 }
 
@@ -143,7 +156,7 @@ func percentDecode(s string) (string, bool) {
 }
 
 // formatDescription writes casfs's description: printable ASCII, at most 1024 bytes, the path percent-encoded and
-// shortened from the left (path~=) when it does not fit. Modes of directories are told where they fit beside all of the path.
+// shortened from the left (path~=) when it does not fit. Modes of directories, and what the vault's own is, are told where they fit beside all of the path.
 func formatDescription(m Metadata) string {
 	var b strings.Builder
 	b.WriteString(descriptionMagic)
@@ -158,10 +171,14 @@ func formatDescription(m Metadata) string {
 			fmt.Fprintf(&b, " off=%d set=%s", m.Off, percentEncode(m.Set))
 		}
 	}
+	b.WriteString(formatRoot(m.Root))
 	b.WriteString(formatDirs(m.Dirs))
 	head := b.String()
 	if path := percentEncode(m.Path); !m.Cut && len(head)+len(" path=")+len(path) <= cas.MaxDescription {
 		return head + " path=" + path
+	}
+	if m.Root != nil { // other archives tell it, too
+		return formatDescription(withoutRoot(m))
 	}
 	if len(m.Dirs) > 0 {
 		return formatDescription(withoutDirs(m))
@@ -223,6 +240,7 @@ func parseDescription(s string) (m Metadata, ok bool) {
 		hasSet
 		hasOff
 		hasDirs
+		hasRoot
 		required = hasID | hasIno | hasV | hasSize | hasMtime | hasMode | hasPath
 	)
 	seen := 0
@@ -283,6 +301,9 @@ func parseDescription(s string) (m Metadata, ok bool) {
 		case "dirs":
 			bit = hasDirs
 			m.Dirs, err = parseDirs(value)
+		case "root":
+			bit = hasRoot
+			m.Root, err = parseRoot(value)
 		case "path", "path~":
 			bit = hasPath
 			m.Path, good = percentDecode(value)

@@ -363,3 +363,35 @@ func FuzzDisplayName(f *testing.F) {
 		}
 	})
 }
+
+// TestDescriptionTellsOfTheVault: where there is room; the directories of the path, and the path, go first.
+func TestDescriptionTellsOfTheVault(t *testing.T) {
+	m := sampleMetadata()
+	plain := formatDescription(m)
+	m.Root = &VaultRoot{0o2770, 1000, 50}
+	s := formatDescription(m)
+	if want := strings.Replace(plain, " path=", " root=2770.1000.50 path=", 1); s != want {
+		t.Errorf("got  %s\nwant %s", s, want)
+	}
+	if got, ok := parseDescription(s); !ok || !reflect.DeepEqual(got, m) {
+		t.Errorf("came back as %+v, %v", got, ok)
+	}
+	m.Mode, m.Path, m.Dirs = 0o644, "a/b/", []uint32{0o700, 0o755}
+	m.Root = nil
+	m.Path += strings.Repeat("x", cas.MaxDescription-len(formatDescription(m)))
+	m.Root = &VaultRoot{0o2750, 1000, 50}
+	s = formatDescription(m)
+	if got, ok := parseDescription(s); !ok || len(s) != cas.MaxDescription || got.Root != nil || got.Path != m.Path || got.Mode != 0o640 || len(got.Dirs) != 2 {
+		t.Errorf("without room: %d bytes, %+v, %v", len(s), got, ok)
+	}
+	m.Path = strings.Repeat("long/", 400) + "f"
+	m.Dirs = nil
+	if got, ok := parseDescription(formatDescription(m)); !ok || got.Root != nil || !got.Cut || got.Mode != 0o640 {
+		t.Errorf("a path that is cut: %+v, %v", got, ok)
+	}
+	for _, bad := range []string{"755", "755.1", "755.1.2.3", "10755.1.2", "758.1.2", "755.-1.2", "755.1.4294967296", "", ".."} {
+		if got, ok := parseDescription(strings.Replace(plain, " path=", " root="+bad+" path=", 1)); ok {
+			t.Errorf("root=%s was taken for %+v", bad, got.Root)
+		}
+	}
+}

@@ -30,6 +30,7 @@ type merger struct {
 	unsure  []cas.InventoryEntry
 	found   []finding
 	trashed bool
+	rooted  bool // the vault's directory has another mode or owner
 
 	last bool // all of the inventory was seen
 }
@@ -55,7 +56,7 @@ func (m *merger) flush() error {
 	}
 	now := time.Now()
 	_, err := m.r.e.catalog.Update(func(tx *catalog.Tx) error {
-		m.names, m.back, m.newer, m.found, m.trashed = nil, nil, make(map[string]bool), nil, false
+		m.names, m.back, m.newer, m.found, m.trashed, m.rooted = nil, nil, make(map[string]bool), nil, false, false
 		m.more, m.stand, m.unsure = nil, nil, nil
 		m.open = make(map[string]*gathering)
 		for _, e := range m.batch {
@@ -99,6 +100,9 @@ func (m *merger) flush() error {
 	for _, d := range m.names {
 		m.r.e.opts.Observer.EntryChanged(d.Parent, d.Name)
 	}
+	if m.rooted {
+		m.r.attrChanged(m.inv.ino)
+	}
 	if m.trashed {
 		m.r.e.bin.kickTrash()
 	}
@@ -126,6 +130,9 @@ func (m *merger) entry(tx *catalog.Tx, e cas.InventoryEntry, now time.Time) erro
 	if !ok {
 		m.unknown(a)
 		return m.foreign(tx, a, now)
+	}
+	if err := m.root(tx, md, a.Created, now); err != nil {
+		return err
 	}
 	a.Intent = md.Intent
 	switch u, err := tx.Upload(md.Intent); {

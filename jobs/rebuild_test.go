@@ -617,3 +617,65 @@ func TestRebuildInAnyOrder(t *testing.T) {
 		}
 	})
 }
+
+// TestRebuildOfTheVaultsDirectory: its mode and owner travel as those of the directories in it do, from the newest archive; what
+// somebody has set on the new machine stays.
+func TestRebuildOfTheVaultsDirectory(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		r.inventories = true
+		set := func(mode, uid, gid uint32) {
+			t.Helper()
+			if _, err := r.e.Setattr(t.Context(), Caller{}, r.vault, nil, SetAttr{Mode: &mode, UID: &uid, GID: &gid}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write := func(name string) uint64 {
+			t.Helper()
+			ino := r.write(name, blob(name, 100))
+			if err := r.e.Sync(t.Context(), []uint64{r.vault}, nil); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+			return ino
+		}
+		want := func(when string, mode, uid, gid uint32) {
+			t.Helper()
+			a, err := r.e.Getattr(t.Context(), r.vault)
+			if err != nil || a.Mode != modeDir|mode || a.UID != uid || a.GID != gid {
+				t.Errorf("%s: mode %o, owner %d:%d, %v, want %o, %d:%d", when, a.Mode, a.UID, a.GID, err, mode, uid, gid)
+			}
+		}
+		rebuild := func() {
+			t.Helper()
+			r.newMachine()
+			time.Sleep(5 * time.Hour)
+			synctest.Wait()
+		}
+		if a := r.archiveOf(write("plain")); strings.Contains(a.Description, " root=") {
+			t.Errorf("the usual is told: %s", a.Description)
+		}
+		set(0o2770, 7, 8)
+		write("a")
+		rebuild()
+		want("rebuilt", 0o2770, 7, 8)
+		write("b") // tells what it was rebuilt with
+		set(0o755, 0, 0)
+		write("c") // tells the usual, for older archives tell something else
+		rebuild()
+		want("after the usual again", 0o755, 0, 0)
+		set(0o700, 9, 9)
+		write("d")
+
+		// Somebody has set it before the inventory is there.
+		r.newMachine()
+		set(0o711, 1, 2)
+		time.Sleep(5 * time.Hour)
+		synctest.Wait()
+		want("set here", 0o711, 1, 2)
+		if _, err := r.e.Lookup(t.Context(), r.vault, "d"); err != nil {
+			t.Error(err)
+		}
+	})
+}

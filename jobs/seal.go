@@ -221,7 +221,7 @@ func (f *file) sealLocked() error {
 				}
 				continue
 			}
-			if err := describeTx(tx, i, v, u, k, len(plan), setOf(intents)); err != nil {
+			if err := e.describeTx(tx, i, v, u, k, len(plan), setOf(intents)); err != nil {
 				return err
 			}
 			if err := tx.PutUpload(*u); err != nil {
@@ -247,7 +247,7 @@ func (f *file) sealLocked() error {
 }
 
 // describeTx fills in the intent of segment k of n, which belongs with those of set.
-func describeTx(tx *catalog.Tx, i catalog.Inode, v catalog.Version, u *catalog.Upload, k, n int, set string) error {
+func (e *Engine) describeTx(tx *catalog.Tx, i catalog.Inode, v catalog.Version, u *catalog.Upload, k, n int, set string) error {
 	vault, err := tx.Vault(i.Vault)
 	if err != nil {
 		return fmt.Errorf("vault of inode %d: %w", i.Ino, err)
@@ -264,13 +264,17 @@ func describeTx(tx *catalog.Tx, i catalog.Inode, v catalog.Version, u *catalog.U
 	if guessDir(i.Mode) == usualDir && !slices.ContainsFunc(dirs, func(mode uint32) bool { return mode != usualDir }) {
 		dirs = nil
 	}
+	root, err := e.rootTx(tx, vault.Ino)
+	if err != nil {
+		return err
+	}
 	u.Ino, u.V, u.Seg, u.Segs = i.Ino, v.V, k, n
 	u.Vault, u.VaultName = vault.Ino, vault.Name
 	u.State = catalog.Intended
 	u.Started = time.Now().UnixNano()
 	u.Description = formatDescription(Metadata{
 		Intent: u.Intent, Ino: i.Ino, V: v.V, Size: i.Size, Mtime: i.Mtime,
-		Mode: i.Mode & 07777, UID: i.UID, GID: i.GID, Born: i.Btime, Seg: k, Segs: n, Set: set, Off: u.Off, Path: path, Dirs: dirs,
+		Mode: i.Mode & 07777, UID: i.UID, GID: i.GID, Born: i.Btime, Seg: k, Segs: n, Set: set, Off: u.Off, Path: path, Dirs: dirs, Root: root,
 	})
 	return nil
 }

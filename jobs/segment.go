@@ -108,7 +108,7 @@ func (f *file) newSegmentLocked(s *stream, pressed bool) (*segment, error) {
 		}
 		i.Size, i.Mtime = want.Size, want.Mtime
 		// How many there will be is not known: one more than this at least.
-		if err := describeTx(tx, i, v, &u, at, at+2, setOpen); err != nil {
+		if err := e.describeTx(tx, i, v, &u, at, at+2, setOpen); err != nil {
 			return err
 		}
 		return tx.PutUpload(u)

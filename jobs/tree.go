@@ -237,6 +237,11 @@ func (e *Engine) setattr(ctx context.Context, c Caller, ino uint64, s SetAttr) (
 				return err
 			}
 			s.apply(c, &i, now)
+			if s.Mode != nil || s.UID != nil || s.GID != nil {
+				if err := rootSetTx(tx, i); err != nil {
+					return err
+				}
+			}
 			return tx.PutInode(i)
 		})
 		if err != nil {

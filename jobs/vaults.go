@@ -58,9 +58,12 @@ func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool, asked uint64) error
 				if info.Name == "." || info.Name == ".." {
 					continue // no directory can have it
 				}
-				i, err := tx.Create(catalog.RootIno, info.Name, catalog.Inode{Mode: syscall.S_IFDIR | 0o755, UID: e.opts.UID, GID: e.opts.GID}, now.UnixNano())
+				i, err := tx.Create(catalog.RootIno, info.Name, catalog.Inode{Mode: syscall.S_IFDIR | usualDir, UID: e.opts.UID, GID: e.opts.GID}, now.UnixNano())
 				if err != nil {
 					return fmt.Errorf("vault %q: %w", info.Name, err)
+				}
+				if err := tx.PutMeta(metaRootListed(i.Ino), []byte("0")); err != nil {
+					return err
 				}
 				v = catalog.Vault{Ino: i.Ino, Name: info.Name, Archives: -1, Bytes: -1}
 				added = append(added, info.Name)
@@ -235,7 +238,7 @@ func dropVaultTx(tx *catalog.Tx, v catalog.Vault) error {
 			return err
 		}
 	}
-	for _, name := range []string{metaDeleting + v.Name, metaAnew(v.Ino)} {
+	for _, name := range []string{metaDeleting + v.Name, metaAnew(v.Ino), metaRootTold(v.Ino), metaRootListed(v.Ino)} {
 		if err := tx.PutMeta(name, nil); err != nil {
 			return err
 		}
