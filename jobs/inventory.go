@@ -258,8 +258,13 @@ func (r *recaller) takeInventory(ctx context.Context, vault string, wait bool, p
 		vaults = append(vaults, v)
 		return err
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, catalog.ErrNotExist):
+		return nil, fmt.Errorf("there is no vault %s in this mount: %w", vault, err)
+	case err != nil:
 		return nil, fmt.Errorf("vault %s: %w", vault, err)
+	case vault != "" && vaults[0].Gone:
+		return nil, fmt.Errorf("the service does not have the vault %s any more; make it again (%s)", vault, e.createVault(vault))
 	}
 	select {
 	case <-r.started: // a verb may come in before Run

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/casfs/casfs/jobs"
 )
@@ -37,6 +38,9 @@ func (a *app) mountNamed(ctx context.Context, path, argument string) (*daemon, e
 	case len(all) == 0:
 		return nil, errors.New("no casfs mount is running")
 	case len(all) > 1:
+		if d := around(all); d != nil {
+			return d, nil
+		}
 		var names []string
 		for _, d := range all {
 			names = append(names, d.info.Mountpoint)
@@ -46,8 +50,22 @@ func (a *app) mountNamed(ctx context.Context, path, argument string) (*daemon, e
 	return all[0], nil
 }
 
+// around returns the mount that the working directory lies in, nil when it is in none. It asks the kernel alone: a call into the mount may hang.
+func around(all []*daemon) (in *daemon) {
+	here, err := unix.Getwd()
+	if err != nil {
+		return nil
+	}
+	for _, d := range all {
+		if rel, err := filepath.Rel(d.info.Mountpoint, here); err == nil && filepath.IsLocal(rel) && (in == nil || len(d.info.Mountpoint) > len(in.info.Mountpoint)) {
+			in = d
+		}
+	}
+	return in
+}
+
 func (a *app) mountFlag(cmd *cobra.Command, p *string) {
-	cmd.Flags().StringVar(p, "mount", "", "the mount, by any `PATH` inside it (default: the only one)")
+	cmd.Flags().StringVar(p, "mount", "", "the mount, by any `PATH` inside it (default: the one you are in, or the only one)")
 	addSettings(cmd.Flags(), &a.set, gState)
 }
 
@@ -94,7 +112,11 @@ known ones are confirmed. With --wait it returns when the list is merged.`,
 // vaultOf finds mount and vault of an argument that is a vault's name or a path in a mount.
 func (a *app) vaultOf(ctx context.Context, arg, mount string) (*daemon, string, error) {
 	if !strings.HasPrefix(arg, "cas://") {
-		if _, err := os.Lstat(arg); err == nil && (strings.Contains(arg, "/") || mount == "") {
+		_, missing := os.Lstat(arg)
+		if missing != nil && strings.Contains(arg, "/") {
+			return nil, "", pathError(arg, missing)
+		}
+		if missing == nil && (strings.Contains(arg, "/") || mount == "") {
 			groups, err := a.resolve(ctx, []string{arg})
 			if err == nil {
 				d := groups[0].daemon

@@ -369,6 +369,15 @@ func (a *app) resolveEach(ctx context.Context, paths []string) (groups []*mountT
 	return groups, failed, nil
 }
 
+// pathError is a failure with the path as the user gave it.
+func pathError(p string, err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return fmt.Errorf("%s: %w", p, pe.Err)
+	}
+	return err
+}
+
 // resolveOne adds a path to the groups.
 func (a *app) resolveOne(ctx context.Context, p string, byDev map[uint64]*mountTargets, groups *[]*mountTargets) error {
 	abs, err := absolute(p)
@@ -380,11 +389,7 @@ func (a *app) resolveOne(ctx context.Context, p string, byDev map[uint64]*mountT
 		if errors.Is(err, syscall.ENOTCONN) {
 			return advise(fmt.Errorf("%s: the casfs mounted here has died", p), "mount it again with --force; what was written is in its state directory")
 		}
-		var pe *os.PathError
-		if errors.As(err, &pe) {
-			err = fmt.Errorf("%s: %w", p, pe.Err)
-		}
-		return err
+		return pathError(p, err)
 	}
 	sys := st.Sys().(*syscall.Stat_t)
 	g := byDev[sys.Dev]

@@ -109,7 +109,17 @@ func (a *app) gather(ctx context.Context, path string) ([]oneStatus, error) {
 		}
 		out = append(out, one)
 	}
-	return append(out, dead...), nil
+	out = append(out, dead...)
+	for i := range out {
+		noNulls(&out[i].Status)
+	}
+	return out, nil
+}
+
+// noNulls has lists that are empty stay lists in JSON.
+func noNulls(s *jobs.Status) {
+	s.Uploads, s.Retrievals = append([]jobs.UploadStatus{}, s.Uploads...), append([]jobs.RetrievalStatus{}, s.Retrievals...)
+	s.Waiters, s.Problems = append([]jobs.WaiterStatus{}, s.Waiters...), append([]string{}, s.Problems...)
 }
 
 // statusTarget finds the daemon of a path, or the one that still drains what was mounted there.

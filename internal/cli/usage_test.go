@@ -360,3 +360,39 @@ func TestCompletion(t *testing.T) {
 	}
 	u.ok("umount", m.point)
 }
+
+// TestTheMountOneStandsIn: verbs that are about a mount take the one they are run in, whichever others there are; and say plainly what
+// does not exist.
+func TestTheMountOneStandsIn(t *testing.T) {
+	u := newUser(t)
+	other := newUser(t)
+	other.env = u.env // one user
+	m, n := u.mount(), other.mount()
+	v := filepath.Join(n.point, "v")
+	if err := os.Mkdir(v, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if r := u.casfs("trash", "list"); r.code != exitUsage || !strings.Contains(r.err, "which mount?") {
+		t.Errorf("%v", r)
+	}
+	u.home = v // where it is run
+	for _, args := range [][]string{{"trash", "list"}, {"check"}, {"allow"}, {"trash", "purge", "--all"}, {"inventory", "v"}} {
+		if r := u.casfs(args...); r.code != exitOK || strings.Contains(r.out, m.point) {
+			t.Errorf("%v", r)
+		}
+	}
+	u.home = other.home
+	for _, c := range []struct{ arg, want string }{
+		{filepath.Join(v, "nope"), filepath.Join(v, "nope") + ": no such file or directory"},
+		{"nope", "there is no vault nope"},
+	} {
+		if r := u.casfs("inventory", "--mount", n.point, c.arg); r.code != exitFailed || !strings.Contains(r.err, c.want) {
+			t.Errorf("want %q: %v", c.want, r)
+		}
+	}
+	if out := u.ok("status", "--json", n.point); strings.Contains(out, "null") {
+		t.Errorf("a list that is null:\n%s", out)
+	}
+	u.ok("umount", n.point)
+	u.ok("umount", m.point)
+}
