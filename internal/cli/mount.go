@@ -188,6 +188,11 @@ func (a *app) mount(ctx context.Context, m mountArgs) error {
 	if err := a.checkMountpoint(ctx, fuse, m.force); err != nil {
 		return err
 	}
+	if s.from["local"] > max(s.from["endpoint"], s.from["region"]) {
+		if err := storeIsGone(base, localDir); err != nil {
+			return err
+		}
+	}
 	m.mountpoint = realPath(m.mountpoint) // as the mount table will show it
 	fuse.Mountpoint = m.mountpoint
 	if m.daemon && !isDaemon() {

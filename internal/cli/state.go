@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/casfs/casfs/cas/local"
 )
 
 // stateBase is the directory that holds one state directory per service and account.
@@ -117,6 +119,28 @@ func isStateDir(dir string) bool {
 		}
 	}
 	return false
+}
+
+// storeIsGone refuses to make a store where state directories below base say that there was one: its disk may not be mounted, and
+// with an empty one in its place a mount would show nothing of what the user has.
+func storeIsGone(base, store string) error {
+	if store == "" {
+		return nil
+	}
+	if there, err := local.Exists(store); there || err != nil {
+		return err
+	}
+	names, _ := filepath.Glob(filepath.Join(globEscape(base), "*", accountFile))
+	for _, name := range append(names, filepath.Join(base, accountFile)) {
+		raw, err := os.ReadFile(name)
+		var have account
+		if err != nil || json.Unmarshal(raw, &have) != nil || have.Endpoint != localEndpoint(store) {
+			continue
+		}
+		return advise(fmt.Errorf("there is no store in %s any more, and %s is the state of one", store, filepath.Dir(name)),
+			"is its disk mounted? Who wants an empty one in its place makes it: casfs vault create --local %s VAULT", shellWord(store))
+	}
+	return nil
 }
 
 // forgotten is a state directory of the same account that nobody works on and that has staged files.

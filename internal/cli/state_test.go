@@ -102,3 +102,56 @@ func TestStoreWithoutCredentials(t *testing.T) {
 	}
 	u.ok("umount", m.point)
 }
+
+// TestStoreIsGone: a mount of a store that is not where it was (its disk is not mounted, say) makes no empty one in its place.
+func TestStoreIsGone(t *testing.T) {
+	u := newUser(t)
+	m := u.mount("--settle", "0")
+	if err := os.Mkdir(filepath.Join(m.point, "v"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(m.point, "v", "f"), []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u.ok("umount", m.point)
+	store, away := u.path("store"), u.path("away")
+	if err := os.Rename(store, away); err != nil {
+		t.Fatal(err)
+	}
+	mount := append(append([]string{"mount", "--daemon"}, m.flags...), m.point)
+	for _, empty := range []bool{false, true} { // as a mount point without its disk is
+		if empty {
+			if err := os.Mkdir(store, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := u.casfs(mount...)
+		if r.code != exitFailed || !strings.Contains(r.err, "there is no store in "+store+" any more") || !strings.Contains(r.err, "casfs vault create --local "+store) {
+			t.Errorf("%v", r)
+		}
+		if left, _ := os.ReadDir(store); len(left) > 0 {
+			t.Errorf("it has made %v", left)
+		}
+	}
+	if states, _ := filepath.Glob(u.path("state/*")); len(states) != 1 {
+		t.Errorf("states: %q", states)
+	}
+	if err := os.Remove(store); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(away, store); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	if b, err := os.ReadFile(filepath.Join(m.point, "v", "f")); string(b) != "data" {
+		t.Errorf("%q, %v", b, err)
+	}
+	u.ok("umount", m.point)
+	// Who wants a new one all the same says so.
+	if err := os.Rename(store, away); err != nil {
+		t.Fatal(err)
+	}
+	u.ok("vault", "create", "v", "--local", store)
+	m.start()
+	u.ok("umount", m.point)
+}

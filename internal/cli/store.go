@@ -44,6 +44,9 @@ type localStore struct {
 	closed    bool
 }
 
+// localEndpoint is the embedded store in dir as people are shown it.
+func localEndpoint(dir string) string { return "local:" + dir }
+
 // connectLocal opens the embedded store of --local.
 func (a *app) connectLocal(log, storeLog *slog.Logger) (*service, error) {
 	dir, err := absolute(a.set.Local)
@@ -51,9 +54,11 @@ func (a *app) connectLocal(log, storeLog *slog.Logger) (*service, error) {
 		return nil, err
 	}
 	if !a.makeStore {
-		if there, err := local.Exists(dir); err != nil {
+		there, err := local.Exists(dir)
+		if err != nil {
 			return nil, err
-		} else if !there {
+		}
+		if !there {
 			return nil, advise(fmt.Errorf("there is no store in %s", dir), "casfs mount --local, casfs serve and casfs vault create --local make one")
 		}
 	}
@@ -86,7 +91,7 @@ func (a *app) connectLocal(log, storeLog *slog.Logger) (*service, error) {
 		return nil, err
 	}
 	a.onExit(client.Close)
-	return &service{client: client, opts: opts, endpoint: "local:" + dir, appID: creds.AppID, secretID: creds.SecretID, flags: a.set.serviceFlags(), local: st}, nil
+	return &service{client: client, opts: opts, endpoint: localEndpoint(dir), appID: creds.AppID, secretID: creds.SecretID, flags: a.set.serviceFlags(), local: st}, nil
 }
 
 // storeOptions are the embedded store's, from the flags that casfs serve and --local share.
