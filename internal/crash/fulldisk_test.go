@@ -124,6 +124,9 @@ func (f *full) intact(when string) {
 	f.t.Helper()
 	for name, want := range f.have {
 		got, err := os.ReadFile(f.v(name))
+		for end := time.Now().Add(30 * time.Second); errors.Is(err, syscall.ETIMEDOUT) && time.Now().Before(end); {
+			got, err = os.ReadFile(f.v(name)) // the recall goes on: --recall-wait is short
+		}
 		if errors.Is(err, syscall.ENOSPC) && state(f.v(name)) != "staged" && strings.Contains(when, "on a full disk") {
 			continue // it has gone to the vault, to make room, and there is none to bring it back
 		}
