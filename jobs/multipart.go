@@ -154,6 +154,9 @@ func (e *Engine) sendParts(ctx context.Context, t *task, l *content.File, u *cat
 			}
 			trees[i] = h
 			t.done.Add(size)
+			if _, had := have[off]; !had {
+				e.up.taken(t)
+			}
 			e.hit("multipart.part")
 			return nil
 		})

@@ -3,11 +3,14 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/casfs/casfs/cache/catalog"
 	"github.com/casfs/casfs/cas"
 	"github.com/casfs/casfs/cas/castest"
 )
@@ -94,7 +97,8 @@ func TestSyncDuringOutage(t *testing.T) {
 	})
 }
 
-// TestOneFileIsNoOutage: what the service cannot take of one file does not keep the others long.
+// TestOneFileIsNoOutage: what the service cannot take of one file does not keep the others long, and is not sent again whenever one of
+// them was taken.
 func TestOneFileIsNoOutage(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		r := newRecallRig(t, realistic, func(o *Options) { o.SingleBelow, o.PartSize = 1<<20, 1<<20 })
@@ -109,6 +113,9 @@ func TestOneFileIsNoOutage(t *testing.T) {
 		}
 		if got := r.state(large); got != "uploading" {
 			t.Errorf("the large file is %s", got)
+		}
+		if s, err := r.e.Status(t.Context()); err != nil || len(s.Uploads) != 1 || s.Uploads[0].Attempts > 15 {
+			t.Errorf("%+v, %v", s.Uploads, err)
 		}
 	})
 }
@@ -140,4 +147,121 @@ func TestRecallAfterOutage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLargeTry: a large file that is taken after an outage keeps nobody waiting until all of it has gone.
+func TestLargeTry(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.SingleBelow, o.PartSize, o.Parts = 1<<20, 1<<20, 2 })
+		mend := r.srv.Inject(castest.Fault{Op: "*", Kind: castest.Status})
+		large := r.write("large", blob("large", 40<<20))
+		time.Sleep(10 * time.Minute)
+		r.srv.Inject(castest.Fault{Op: cas.OpUploadPart, Kind: castest.Delay, Delay: time.Minute})
+		mend()
+		time.Sleep(2 * time.Minute)
+		small := r.write("small", blob("small", 1000))
+		time.Sleep(90 * time.Second)
+		if got := r.state(large); got != "uploading" {
+			t.Errorf("the large file is %s", got)
+		}
+		if got := r.state(small); got != "resident" {
+			t.Errorf("the small file is %s", got)
+		}
+	})
+}
+
+// TestNothingSentIsNoAnswer: a file of which nothing has to be sent does not tell that the service is back.
+func TestNothingSentIsNoAnswer(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		r.srv.Inject(castest.Fault{Op: "*", Kind: castest.Status})
+		r.write("f", blob("f", 1000))
+		time.Sleep(10 * time.Minute)
+		before := r.srv.Count(cas.OpUploadArchive)
+		for i := range 10 {
+			r.write(fmt.Sprint("empty", i), nil)
+			for range 60 {
+				time.Sleep(time.Second)
+				if p := r.problem(); p == "" {
+					t.Fatal("status says nothing")
+				}
+			}
+		}
+		if got := r.srv.Count(cas.OpUploadArchive) - before; got > 15*6 {
+			t.Errorf("asked %d times in ten minutes", got)
+		}
+	})
+}
+
+// TestOutageOfOneVault: a vault that is out keeps nothing from the others.
+func TestOutageOfOneVault(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		w, err := r.e.Mkdir(t.Context(), Caller{}, catalog.RootIno, "w", 0o755)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dirs, err := filepath.Glob(filepath.Join(r.dir, "vaults", "v-v-*"))
+		if err != nil || len(dirs) != 1 {
+			t.Fatal(dirs, err)
+		}
+		if err := os.Rename(dirs[0], dirs[0]+".away"); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 50 {
+			r.write(fmt.Sprint(i), blob(fmt.Sprint(i), 1000))
+		}
+		time.Sleep(20 * time.Minute)
+		for i := range 10 {
+			ino := r.writeIn(w.Ino, fmt.Sprint(i), blob(fmt.Sprint("w", i), 1000))
+			time.Sleep(3 * time.Second)
+			if got := r.state(ino); got != "resident" {
+				t.Errorf("file %d of the other vault is %s", i, got)
+			}
+		}
+		if p := r.problem(); !strings.Contains(p, "since") {
+			t.Errorf("status says %q", p)
+		}
+		if err := os.Rename(dirs[0]+".away", dirs[0]); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestOutageOfNothing: when what waited is removed, nothing is wrong any more.
+func TestOutageOfNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		mend := r.srv.Inject(castest.Fault{Op: "*", Kind: castest.Status})
+		r.write("f", blob("f", 1000))
+		time.Sleep(10 * time.Minute)
+		if p := r.problem(); p == "" {
+			t.Error("status says nothing")
+		}
+		if err := r.e.Unlink(t.Context(), r.vault, "f"); err != nil {
+			t.Fatal(err)
+		}
+		mend()
+		time.Sleep(5 * time.Minute)
+		if p := r.problem(); p != "" {
+			t.Errorf("status says %q", p)
+		}
+	})
+}
+
+// TestLargeFileBesideOneThatFails: a small file that the service never takes does not keep a large one from being tried.
+func TestLargeFileBesideOneThatFails(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) { o.SingleBelow, o.PartSize = 1<<20, 1<<20 })
+		r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.Status})
+		for i := range 3 {
+			r.write(fmt.Sprint(i), blob(fmt.Sprint(i), 1000))
+		}
+		time.Sleep(10 * time.Minute)
+		large := r.write("large", blob("large", 3<<20))
+		time.Sleep(5 * time.Minute)
+		if got := r.state(large); got != "resident" {
+			t.Errorf("the large file is %s", got)
+		}
+	})
 }

@@ -27,8 +27,7 @@ type uploader struct {
 	ctx          context.Context // of Run; nil before and after
 	wg           sync.WaitGroup
 	tasks        map[uint64]*task
-	small, large []*task // queued, oldest first
-	outage       outage
+	queues       map[uint64]*uploadQueue // by vault
 	running      int
 	runningLarge int
 	begun        uint64              // attempts so far
@@ -38,6 +37,13 @@ type uploader struct {
 	abandoned    map[string]abandoned
 	sent         map[string]catalog.Archive // by intent: answered but not recorded yet; not to be sent again
 	kick         chan struct{}              // abandoned uploads are there to be cleaned up
+}
+
+// uploadQueue is what waits to be sent to a vault.
+type uploadQueue struct {
+	name         string
+	small, large []*task // oldest first
+	outage       outage
 }
 
 type taskState int
@@ -51,6 +57,7 @@ const (
 // task is the upload of one inode's current version.
 type task struct {
 	ino   uint64
+	queue *uploadQueue
 	size  int64
 	large bool
 	done  atomic.Int64 // bytes the service has acknowledged
@@ -89,6 +96,7 @@ func newUploader(e *Engine) *uploader {
 		bufs:      newBuffers(e.opts.Parts, e.opts.PartSize),
 		streams:   semaphore.NewWeighted(int64(max(e.opts.Uploads/2, 1))),
 		tasks:     map[uint64]*task{},
+		queues:    map[uint64]*uploadQueue{},
 		byIno:     map[uint64][]string{},
 		busy:      map[string]struct{}{},
 		abandoned: map[string]abandoned{},
@@ -125,8 +133,10 @@ func (u *uploader) run(ctx context.Context) error {
 	}
 	u.mu.Lock()
 	u.ctx = nil
-	if t := u.outage.timer; t != nil {
-		t.Stop()
+	for _, q := range u.queues {
+		if t := q.outage.timer; t != nil {
+			t.Stop()
+		}
 	}
 	u.mu.Unlock()
 	u.wg.Wait()
@@ -136,10 +146,15 @@ func (u *uploader) run(ctx context.Context) error {
 
 // enqueue asks for the upload of ino's current version, now.
 func (u *uploader) enqueue(ino uint64) {
-	var size int64
-	err := u.e.catalog.View(func(tx *catalog.Tx) error {
-		i, err := tx.Inode(ino)
-		size = i.Size
+	var i catalog.Inode
+	var vault catalog.Vault
+	err := u.e.catalog.View(func(tx *catalog.Tx) (err error) {
+		if i, err = tx.Inode(ino); err != nil {
+			return err
+		}
+		if vault, err = tx.Vault(i.Vault); errors.Is(err, catalog.ErrNotExist) {
+			return nil // the attempt says so
+		}
 		return err
 	})
 	if err != nil {
@@ -157,15 +172,20 @@ func (u *uploader) enqueue(ino uint64) {
 			return
 		}
 	} else {
-		t = &task{ino: ino, since: time.Now()}
+		q := u.queues[i.Vault]
+		if q == nil {
+			q = &uploadQueue{name: vault.Name}
+			u.queues[i.Vault] = q
+		}
+		t = &task{ino: ino, queue: q, since: time.Now()}
 		u.tasks[ino] = t
 	}
-	t.state, t.size, t.large = taskQueued, size, size > u.e.opts.SingleBelow
-	u.countLocked(t, !t.large && size > tiny)
+	t.state, t.size, t.large = taskQueued, i.Size, i.Size > u.e.opts.SingleBelow
+	u.countLocked(t, !t.large && i.Size > tiny)
 	if t.large {
-		u.large = append(u.large, t)
+		t.queue.large = append(t.queue.large, t)
 	} else {
-		u.small = append(u.small, t)
+		t.queue.small = append(t.queue.small, t)
 	}
 	u.pumpLocked()
 }
@@ -186,14 +206,14 @@ func (u *uploader) pumpLocked() {
 	if u.ctx == nil || u.ctx.Err() != nil {
 		return
 	}
-	for u.running < u.e.opts.Uploads && u.mayStartLocked(time.Now()) {
-		t := u.nextLocked()
+	for u.running < u.e.opts.Uploads {
+		t := u.nextLocked(time.Now())
 		if t == nil {
 			return
 		}
-		if u.outage.tries > 0 {
+		if o := &t.queue.outage; o.tries > 0 {
 			t.probe = true
-			u.outage.probing++
+			o.probing++
 		}
 		ctx, cancel := context.WithCancelCause(u.ctx)
 		t.state, t.cancel, t.again = taskRunning, cancel, false
@@ -216,32 +236,41 @@ func (u *uploader) pumpLocked() {
 	}
 }
 
-// nextLocked takes a task from a queue: a large one when none is running, and otherwise the older
+// nextLocked takes a task from the queues: a large one when none is running, and otherwise the older
 // of both heads while large ones hold less than half of the places.
-func (u *uploader) nextLocked() *task {
-	for len(u.small) > 0 && u.small[0].state != taskQueued {
-		u.small = u.small[1:]
-	}
-	for len(u.large) > 0 && u.large[0].state != taskQueued {
-		u.large = u.large[1:]
-	}
-	if u.outage.tries > 0 && len(u.small) > 0 { // little is sent in vain
-		t := u.small[0]
-		u.small = u.small[1:]
-		return t
-	}
+func (u *uploader) nextLocked(now time.Time) *task {
 	room := u.runningLarge < max(u.e.opts.Uploads/2, 1)
+	var small, large *task
+	for _, q := range u.queues {
+		q.small, q.large = queued(q.small), queued(q.large)
+		if !q.outage.mayStart(now) {
+			continue
+		}
+		if len(q.small) > 0 && (small == nil || q.small[0].since.Before(small.since)) {
+			small = q.small[0]
+		}
+		// In an outage a small one mostly, for little is sent in vain; but what ails it may be its own.
+		if len(q.large) > 0 && room && (len(q.small) == 0 || q.outage.tries%4 == 0) && (large == nil || q.large[0].since.Before(large.since)) {
+			large = q.large[0]
+		}
+	}
 	switch {
-	case len(u.large) > 0 && room && (u.runningLarge == 0 || len(u.small) == 0 || u.large[0].since.Before(u.small[0].since)):
-		t := u.large[0]
-		u.large = u.large[1:]
-		return t
-	case len(u.small) > 0:
-		t := u.small[0]
-		u.small = u.small[1:]
-		return t
+	case large != nil && (u.runningLarge == 0 || small == nil || large.since.Before(small.since)):
+		large.queue.large = large.queue.large[1:]
+		return large
+	case small != nil:
+		small.queue.small = small.queue.small[1:]
+		return small
 	}
 	return nil
+}
+
+// queued drops what has left the queue from its head.
+func queued(list []*task) []*task {
+	for len(list) > 0 && list[0].state != taskQueued {
+		list = list[1:]
+	}
+	return list
 }
 
 // finish decides what becomes of a task whose attempt is over.
@@ -293,7 +322,7 @@ func (u *uploader) finish(t *task, err error) {
 		wait := retryPermanent
 		if !permanent {
 			wait = min(retryFirst<<min(t.attempts-1, 16), retryMost)
-			if t.outage && u.outage.tries > 0 { // there is a pause for all of them
+			if t.outage && t.queue.outage.tries >= outageSaid { // there is a pause for all of them
 				wait = min(wait, outageMost*3/4)
 			}
 			wait += time.Duration(rand.Int64N(int64(wait)/4 + 1))

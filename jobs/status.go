@@ -136,9 +136,7 @@ func (e *Engine) Status(ctx context.Context) (Status, error) {
 	if err != nil {
 		return s, err
 	}
-	if p := e.up.problem(); p != "" {
-		s.Problems = append(s.Problems, p)
-	}
+	s.Problems = append(s.Problems, e.up.problems()...)
 	s.Problems = append(s.Problems, refused...)
 	s.Problems = append(s.Problems, lost...)
 	s.Problems = append(s.Problems, e.roomProblems(use)...)
