@@ -226,12 +226,8 @@ func (u *uploader) pumpLocked() {
 			u.runningLarge++
 		}
 		u.wg.Go(func() {
-			err := u.e.upload(ctx, t)
-			if c := context.Cause(ctx); err != nil && errors.Is(c, errSuperseded) {
-				err = c
-			}
+			u.finish(ctx, t, u.e.upload(ctx, t))
 			cancel(nil)
-			u.finish(t, err)
 		})
 	}
 }
@@ -273,10 +269,14 @@ func queued(list []*task) []*task {
 	return list
 }
 
-// finish decides what becomes of a task whose attempt is over.
-func (u *uploader) finish(t *task, err error) {
+// finish decides what becomes of a task whose attempt, with ctx, is over.
+func (u *uploader) finish(ctx context.Context, t *task, err error) {
 	e := u.e
 	ino := t.ino
+	superseded := func() bool { return err != nil && errors.Is(context.Cause(ctx), errSuperseded) }
+	if superseded() {
+		err = errSuperseded
+	}
 	now := time.Now()
 	putOff := errors.Is(err, errSuperseded) || errors.Is(err, errInUse) || errors.Is(err, catalog.ErrNotExist)
 	u.mu.Lock()
@@ -306,6 +306,9 @@ func (u *uploader) finish(t *task, err error) {
 	}
 	u.countLocked(t, false)
 	u.learnLocked(t, err, now)
+	if superseded() { // while the failure was noted: nothing waits for the pause after that
+		err = errSuperseded
+	}
 	again := t.again
 	switch {
 	case err == nil, errors.Is(err, errSuperseded), errors.Is(err, catalog.ErrNotExist):

@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"log/slog"
 	"math"
 	"sync"
 	"testing"
@@ -118,4 +119,46 @@ func TestFailureOfTheVersionBefore(t *testing.T) {
 	r.wantProblem("/v/f", "have this key allowed")
 	r.sync()
 	r.wantNoProblem()
+}
+
+// TestChangedWhileAFailureIsNoted: what is written just then waits to be quiet, not for the pause after the failure.
+func TestChangedWhileAFailureIsNoted(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		failed := make(hook, 1)
+		r := newRecallRig(t, realistic, func(o *Options) { o.Settle, o.Logger = 30*time.Second, slog.New(failed) })
+		r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.Status, Code: "AccessDeniedException", Count: 1})
+		ino := r.write("f", []byte("refused"))
+		failed <- func() {
+			h, err := r.e.Open(t.Context(), Caller{}, ino, OpenFlags{Write: true})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer h.Release()
+			if _, err := h.WriteAt(t.Context(), Caller{}, []byte("changed"), 0); err != nil {
+				t.Error(err)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if got := r.state(ino); got != "resident" {
+			t.Errorf("it is %s", got)
+		}
+	})
+}
+
+// hook calls what it holds when an upload fails.
+type hook chan func()
+
+func (h hook) Enabled(context.Context, slog.Level) bool { return true }
+func (h hook) WithAttrs([]slog.Attr) slog.Handler       { return h }
+func (h hook) WithGroup(string) slog.Handler            { return h }
+func (h hook) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "upload failed" {
+		select {
+		case f := <-h:
+			f()
+		default:
+		}
+	}
+	return nil
 }
