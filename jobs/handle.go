@@ -496,13 +496,12 @@ func (f *file) noticeLocked() {
 // tellFailure returns a permanent upload failure of ino nobody was told of yet.
 func (e *Engine) tellFailure(ino uint64) error {
 	e.problemsMu.Lock()
+	defer e.problemsMu.Unlock()
 	fl := e.failures[ino]
 	if fl == nil || fl.told {
-		e.problemsMu.Unlock()
 		return nil
 	}
 	fl.told = true
-	e.problemsMu.Unlock()
 	return fmt.Errorf("%w: %s", ErrUpload, fl.err)
 }
 

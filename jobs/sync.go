@@ -412,14 +412,20 @@ func (e *Engine) pending() ([]Pending, error) {
 	return list, nil
 }
 
-// uploadError says why the last attempt to upload ino failed, "" if it did not.
-func (e *Engine) uploadError(ino uint64) string {
+func (e *Engine) failureText(ino uint64) string {
 	e.problemsMu.Lock()
+	defer e.problemsMu.Unlock()
 	if fl := e.failures[ino]; fl != nil {
-		e.problemsMu.Unlock()
 		return fl.err
 	}
-	e.problemsMu.Unlock()
+	return ""
+}
+
+// uploadError says why the last attempt to upload ino failed, "" if it did not.
+func (e *Engine) uploadError(ino uint64) string {
+	if text := e.failureText(ino); text != "" {
+		return text
+	}
 	e.up.mu.Lock()
 	defer e.up.mu.Unlock()
 	if t := e.up.tasks[ino]; t != nil {

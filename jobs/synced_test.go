@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"math"
 	"sync"
@@ -161,4 +162,30 @@ func (h hook) Handle(_ context.Context, r slog.Record) error {
 		}
 	}
 	return nil
+}
+
+// TestFailureChangesWhileItIsTold: with another text, as with every attempt.
+func TestFailureChangesWhileItIsTold(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Settle = time.Hour })
+	ino := r.write("f", []byte("refused"))
+	r.e.noteFailure(ino, 1, "0")
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := range 20_000 {
+			r.e.noteFailure(ino, 1, fmt.Sprint(i))
+		}
+	})
+	for range 4 {
+		wg.Go(func() {
+			for range 20_000 {
+				if r.e.uploadError(ino) == "" {
+					t.Error("no failure")
+				}
+			}
+		})
+	}
+	if err := r.e.tellFailure(ino); err == nil {
+		t.Error("it was not told")
+	}
+	wg.Wait()
 }
