@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -67,27 +69,33 @@ func parseDirs(s string) (modes []uint32, err error) {
 
 // withoutDirs leaves the modes of the directories out: whom one of them keeps out, the file's own mode keeps out then.
 func withoutDirs(m Metadata) Metadata {
-	m = keepOut(m, m.Dirs...)
+	m.Mode &^= keptOut(m.Dirs...)
 	m.Dirs = nil
 	return m
 }
 
-// withoutRoot does so with the vault's.
+// withoutRoot does so with the vault's: whom that keeps out, the directories in it keep out, too.
 func withoutRoot(m Metadata) Metadata {
-	m = keepOut(m, m.Root.Mode)
+	out := keptOut(m.Root.Mode)
+	m.Mode &^= out
+	m.Dirs = slices.Clone(m.Dirs)
+	for i := range m.Dirs {
+		m.Dirs[i] &^= out
+	}
 	m.Root = nil
 	return m
 }
 
-func keepOut(m Metadata, modes ...uint32) Metadata {
+// keptOut returns the permissions of group and others that are of no use below directories with these modes.
+func keptOut(modes ...uint32) (out uint32) {
 	for _, mode := range modes {
 		for _, who := range []uint32{0o070, 0o007} {
 			if pass := who & 0o055; mode&pass != pass {
-				m.Mode &^= who
+				out |= who
 			}
 		}
 	}
-	return m
+	return out
 }
 
 // descriptionMagic begins every description of this format. Another format gets
@@ -274,10 +282,10 @@ func parseDescription(s string) (m Metadata, ok bool) {
 			m.Mode, err = parse32(value, 8)
 		case "uid":
 			bit = hasUID
-			m.UID, err = parse32(value, 10)
+			m.UID, err = parseID(value)
 		case "gid":
 			bit = hasGID
-			m.GID, err = parse32(value, 10)
+			m.GID, err = parseID(value)
 		case "born":
 			bit = hasBorn
 			m.Born, err = strconv.ParseInt(value, 10, 64)
@@ -329,6 +337,15 @@ func parseDescription(s string) (m Metadata, ok bool) {
 func parse32(s string, base int) (uint32, error) {
 	n, err := strconv.ParseUint(s, base, 32)
 	return uint32(n), err
+}
+
+// parseID reads a user or group. The last number is that of none, in chown(2) and in the kernel.
+func parseID(s string) (uint32, error) {
+	n, err := parse32(s, 10)
+	if n == math.MaxUint32 {
+		err = strconv.ErrRange
+	}
+	return n, err
 }
 
 // jobDescription is the note casfs puts on its jobs: a lost answer to Initiate

@@ -368,9 +368,9 @@ func FuzzDisplayName(f *testing.F) {
 func TestDescriptionTellsOfTheVault(t *testing.T) {
 	m := sampleMetadata()
 	plain := formatDescription(m)
-	m.Root = &VaultRoot{0o2770, 1000, 50}
+	m.Root = &VaultRoot{0o2770, 1000, 50, 1700000000123456789}
 	s := formatDescription(m)
-	if want := strings.Replace(plain, " path=", " root=2770.1000.50 path=", 1); s != want {
+	if want := strings.Replace(plain, " path=", " root=2770.1000.50.1700000000123456789 path=", 1); s != want {
 		t.Errorf("got  %s\nwant %s", s, want)
 	}
 	if got, ok := parseDescription(s); !ok || !reflect.DeepEqual(got, m) {
@@ -379,19 +379,34 @@ func TestDescriptionTellsOfTheVault(t *testing.T) {
 	m.Mode, m.Path, m.Dirs = 0o644, "a/b/", []uint32{0o700, 0o755}
 	m.Root = nil
 	m.Path += strings.Repeat("x", cas.MaxDescription-len(formatDescription(m)))
-	m.Root = &VaultRoot{0o2750, 1000, 50}
+	m.Root = &VaultRoot{0o2750, 1000, 50, 1}
 	s = formatDescription(m)
 	if got, ok := parseDescription(s); !ok || len(s) != cas.MaxDescription || got.Root != nil || got.Path != m.Path || got.Mode != 0o640 || len(got.Dirs) != 2 {
 		t.Errorf("without room: %d bytes, %+v, %v", len(s), got, ok)
 	}
+	m.Root = &VaultRoot{Mode: 0o700, UID: 1000, GID: 50}
+	m.Dirs[1] = 0o777
+	if got, ok := parseDescription(formatDescription(m)); !ok || len(got.Dirs) != 2 || got.Dirs[1] != 0o700 || m.Dirs[1] != 0o777 {
+		t.Errorf("below a directory that is not told, and keeps others out: %+v, %v", got, ok)
+	}
+	m.Root.Mode = 0o2750
 	m.Path = strings.Repeat("long/", 400) + "f"
 	m.Dirs = nil
 	if got, ok := parseDescription(formatDescription(m)); !ok || got.Root != nil || !got.Cut || got.Mode != 0o640 {
 		t.Errorf("a path that is cut: %+v, %v", got, ok)
 	}
-	for _, bad := range []string{"755", "755.1", "755.1.2.3", "10755.1.2", "758.1.2", "755.-1.2", "755.1.4294967296", "", ".."} {
+	for _, bad := range []string{
+		"755", "755.1.2", "755.1.2.3.4", "10755.1.2.3", "758.1.2.3", "755.-1.2.3", "755.1.4294967296.3", "755.4294967295.2.3", "755.1.4294967295.3",
+		"755.1.2.", "755.1.2.x", "", "...",
+	} {
 		if got, ok := parseDescription(strings.Replace(plain, " path=", " root="+bad+" path=", 1)); ok {
 			t.Errorf("root=%s was taken for %+v", bad, got.Root)
+		}
+	}
+	for _, is := range []string{" uid=1000 ", " gid=100 "} {
+		none := strings.Split(is, "=")[0] + "=4294967295 "
+		if got, ok := parseDescription(strings.Replace(plain, is, none, 1)); ok {
+			t.Errorf("%s was taken for %+v", none, got)
 		}
 	}
 }

@@ -238,7 +238,7 @@ func (e *Engine) setattr(ctx context.Context, c Caller, ino uint64, s SetAttr) (
 			}
 			s.apply(c, &i, now)
 			if s.Mode != nil || s.UID != nil || s.GID != nil {
-				if err := rootSetTx(tx, i); err != nil {
+				if err := rootSetTx(tx, i, now); err != nil {
 					return err
 				}
 			}

@@ -12,33 +12,57 @@ import (
 )
 
 // VaultRoot is what an archive's description tells of its vault's own directory.
-type VaultRoot struct{ Mode, UID, GID uint32 }
+type VaultRoot struct {
+	Mode, UID, GID uint32
+	At             int64 // ns; when that was set: archives may be made long after, and by who has it from others
+}
 
 // formatRoot is the field of a description; "" for what is not told.
 func formatRoot(r *VaultRoot) string {
 	if r == nil {
 		return ""
 	}
-	return fmt.Sprintf(" root=%o.%d.%d", r.Mode, r.UID, r.GID)
+	return fmt.Sprintf(" root=%o.%d.%d.%d", r.Mode, r.UID, r.GID, r.At)
 }
 
 func parseRoot(s string) (*VaultRoot, error) {
 	f := strings.Split(s, ".")
-	if len(f) != 3 {
+	if len(f) != 4 {
 		return nil, strconv.ErrSyntax
 	}
 	mode, err := strconv.ParseUint(f[0], 8, 12)
-	uid, uerr := parse32(f[1], 10)
-	gid, gerr := parse32(f[2], 10)
-	return &VaultRoot{uint32(mode), uid, gid}, errors.Join(err, uerr, gerr)
+	uid, uerr := parseID(f[1])
+	gid, gerr := parseID(f[2])
+	at, aerr := strconv.ParseInt(f[3], 10, 64)
+	return &VaultRoot{uint32(mode), uid, gid, at}, errors.Join(err, uerr, gerr, aerr)
 }
 
 // metaRootTold notes that archives tell of a vault's directory: from then on all do, since what is usual is not told otherwise.
 func metaRootTold(vault uint64) string { return fmt.Sprintf("vault.root.told/%d", vault) }
 
 // metaRootListed notes that a vault's directory was made from the service's list, and that nobody has set its mode or owner since.
-// It holds when the archive was made that has told them, 0 if none has.
 func metaRootListed(vault uint64) string { return fmt.Sprintf("vault.root.listed/%d", vault) }
+
+// metaRootAt holds when mode and owner of a vault's directory were set, here or as archives have told.
+func metaRootAt(vault uint64) string { return fmt.Sprintf("vault.root.at/%d", vault) }
+
+// rootAt returns what metaRootAt holds: when the directory was made where nobody has set them, and 0 where that was from the list.
+func rootAt(tx *catalog.Tx, i catalog.Inode) (at int64, listed bool, err error) {
+	_, listed, err = hasMeta(tx, metaRootListed(i.Ino))
+	if err != nil {
+		return 0, false, err
+	}
+	b, set, err := hasMeta(tx, metaRootAt(i.Ino))
+	switch {
+	case err != nil:
+		return 0, false, err
+	case set:
+		at, err = strconv.ParseInt(string(b), 10, 64)
+	case !listed:
+		at = i.Btime
+	}
+	return at, listed, err
+}
 
 // hasMeta reports whether a named value is there, and returns it.
 func hasMeta(tx *catalog.Tx, name string) ([]byte, bool, error) {
@@ -55,49 +79,50 @@ func (e *Engine) rootTx(tx *catalog.Tx, vault uint64) (*VaultRoot, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &VaultRoot{i.Mode & 07777, i.UID, i.GID}
+	at, _, err := rootAt(tx, i)
+	if err != nil || at == 0 {
+		return nil, err
+	}
+	r := &VaultRoot{i.Mode & 07777, i.UID, i.GID, at}
 	_, told, err := hasMeta(tx, metaRootTold(vault))
 	switch {
 	case err != nil:
 		return nil, err
 	case told:
 		return r, nil
-	case *r == VaultRoot{usualDir, e.opts.UID, e.opts.GID}:
+	case *r == VaultRoot{usualDir, e.opts.UID, e.opts.GID, at}:
 		return nil, nil
 	}
 	return r, tx.PutMeta(metaRootTold(vault), []byte("1"))
 }
 
 // rootSetTx hears that somebody sets mode or owner of a directory.
-func rootSetTx(tx *catalog.Tx, i catalog.Inode) error {
+func rootSetTx(tx *catalog.Tx, i catalog.Inode, now time.Time) error {
 	if i.Parent != catalog.RootIno {
 		return nil
 	}
-	if _, listed, err := hasMeta(tx, metaRootListed(i.Ino)); err != nil || !listed {
-		return err
-	}
-	return tx.PutMeta(metaRootListed(i.Ino), nil)
+	return errors.Join(tx.PutMeta(metaRootListed(i.Ino), nil),
+		tx.PutMeta(metaRootAt(i.Ino), strconv.AppendInt(nil, now.UnixNano(), 10)))
 }
 
-// root gives the vault's directory the mode and owner that its newest archive tells, unless somebody has set them here.
+// root gives the vault's directory the mode and owner that were set last, unless somebody has set them here. They were not set after
+// the archive was made, whatever the clock said that tells it.
 func (m *merger) root(tx *catalog.Tx, md Metadata, created int64, now time.Time) error {
 	if md.Root == nil {
 		return nil
-	}
-	b, listed, err := hasMeta(tx, metaRootListed(m.inv.ino))
-	if err != nil || !listed {
-		return err
-	}
-	if at, err := strconv.ParseInt(string(b), 10, 64); err != nil || created <= at {
-		return err
 	}
 	i, err := tx.Inode(m.inv.ino)
 	if err != nil {
 		return err
 	}
+	at, listed, err := rootAt(tx, i)
+	told := min(md.Root.At, created)
+	if err != nil || !listed || told <= at {
+		return err
+	}
 	i.Mode, i.UID, i.GID, i.Ctime = i.Mode&syscall.S_IFMT|md.Root.Mode, md.Root.UID, md.Root.GID, now.UnixNano()
 	m.rooted = true
 	return errors.Join(tx.PutInode(i),
-		tx.PutMeta(metaRootListed(m.inv.ino), strconv.AppendInt(nil, created, 10)),
+		tx.PutMeta(metaRootAt(m.inv.ino), strconv.AppendInt(nil, told, 10)),
 		tx.PutMeta(metaRootTold(m.inv.ino), []byte("1")))
 }

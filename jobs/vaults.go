@@ -62,7 +62,7 @@ func (e *Engine) mergeVaults(list []cas.VaultInfo, all bool, asked uint64) error
 				if err != nil {
 					return fmt.Errorf("vault %q: %w", info.Name, err)
 				}
-				if err := tx.PutMeta(metaRootListed(i.Ino), []byte("0")); err != nil {
+				if err := tx.PutMeta(metaRootListed(i.Ino), []byte("1")); err != nil {
 					return err
 				}
 				v = catalog.Vault{Ino: i.Ino, Name: info.Name, Archives: -1, Bytes: -1}
@@ -238,7 +238,7 @@ func dropVaultTx(tx *catalog.Tx, v catalog.Vault) error {
 			return err
 		}
 	}
-	for _, name := range []string{metaDeleting + v.Name, metaAnew(v.Ino), metaRootTold(v.Ino), metaRootListed(v.Ino)} {
+	for _, name := range []string{metaDeleting + v.Name, metaAnew(v.Ino), metaRootTold(v.Ino), metaRootListed(v.Ino), metaRootAt(v.Ino)} {
 		if err := tx.PutMeta(name, nil); err != nil {
 			return err
 		}
