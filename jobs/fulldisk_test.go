@@ -218,3 +218,21 @@ func TestRecallBegunOnAFullDisk(t *testing.T) {
 		}
 	})
 }
+
+// TestRecallLargerThanTheDisk: what would not fit on an empty disk does not wait for one, however large the cache may become.
+func TestRecallLargerThanTheDisk(t *testing.T) {
+	dir := smallDisk(t) // of 400 MiB
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, func(o *Options) {
+			o.CacheDir, o.MinFree, o.CacheSize = filepath.Join(dir, "cache"), 380<<20, 1<<40
+		})
+		ino, _ := r.coldFile("f", 30<<20)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		res, err := r.e.Recall(ctx, RecallRequest{Inos: []uint64{ino}, Wait: true}, nil)
+		if err != nil || res.Failed != 1 || len(res.Failures) != 1 || !strings.Contains(res.Failures[0].Reason, "do not fit") {
+			t.Errorf("%+v, %v", res, err)
+		}
+		r.jobs(0)
+	})
+}

@@ -22,12 +22,18 @@ func (r *recaller) roomBeside(pinned int64) int64 {
 	return r.roomIn(max(min(u.CacheLimit, u.CacheBytes+max(u.CacheFree-u.CacheMinFree, 0))-pinned, 0))
 }
 
+// most is what the cache may hold with nothing else on the disk.
+func (r *recaller) most() int64 {
+	u := r.e.store.Usage()
+	return min(u.CacheLimit, max(u.CacheTotal-u.CacheMinFree, 0))
+}
+
 // mostRoom is room with nothing else on the disk, nor pinned: what is larger will never fit.
-func (r *recaller) mostRoom() int64 { return r.roomIn(r.e.store.Usage().CacheLimit) }
+func (r *recaller) mostRoom() int64 { return r.roomIn(r.most()) }
 
 // emptyRoomLocked is roomForLocked when others have left the disk.
 func (r *recaller) emptyRoomLocked(ino uint64) int64 {
-	return r.roomIn(max(r.e.store.Usage().CacheLimit-r.pins.bytes.Load()+r.pins.size[ino], 0))
+	return r.roomIn(max(r.most()-r.pins.bytes.Load()+r.pins.size[ino], 0))
 }
 
 func (r *recaller) roomIn(all int64) int64 { return max(all-int64(r.o.fetches)*r.o.piece, all/2) }

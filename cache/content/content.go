@@ -103,6 +103,7 @@ type Usage struct {
 	Reserved                   int64 // part of CacheBytes: promised by ReserveContent, not written yet
 	Free, MinFree              int64 // of the file system that holds staging
 	CacheFree, CacheMinFree    int64 // of the file system that new content goes to; perhaps the same
+	CacheTotal                 int64 // its size
 	OneDisk                    bool  // both are the same
 	Throttled                  int   // writers waiting for room
 	Waiting                    int   // reservations waiting for room

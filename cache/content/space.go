@@ -172,7 +172,7 @@ func (s *Store) Usage() Usage {
 		StagingBytes: s.used[acctStaging], StagingLimit: s.stagingLimit,
 		CacheBytes: s.used[acctCache] + r, CacheLimit: s.cacheLimit, Reserved: r,
 		Free: s.state.free, MinFree: max(0, s.state.minFree),
-		CacheFree: s.cache.free, CacheMinFree: max(0, s.cache.minFree), OneDisk: s.cache == s.state,
+		CacheFree: s.cache.free, CacheMinFree: max(0, s.cache.minFree), CacheTotal: s.cache.total, OneDisk: s.cache == s.state,
 		Throttled: s.waiters.len() + s.roomWaiters, Waiting: s.reservations.len(),
 	}
 }
