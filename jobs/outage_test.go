@@ -193,6 +193,26 @@ func TestNothingSentIsNoAnswer(t *testing.T) {
 	})
 }
 
+// TestEmptyFilesInAnOutage: they need nothing of the service and wait for nothing.
+func TestEmptyFilesInAnOutage(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		r.srv.Inject(castest.Fault{Op: "*", Kind: castest.Status})
+		for i := range 20 {
+			r.write(fmt.Sprint(i), blob(fmt.Sprint(i), 1000))
+		}
+		time.Sleep(10 * time.Minute)
+		for i := range 5 {
+			ino := r.write(fmt.Sprint("empty", i), nil)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			if err := r.e.Sync(ctx, []uint64{ino}, nil); err != nil {
+				t.Error(err)
+			}
+			cancel()
+		}
+	})
+}
+
 // TestOutageOfOneVault: a vault that is out keeps nothing from the others.
 func TestOutageOfOneVault(t *testing.T) {
 	inBubble(t, func(t *testing.T) {

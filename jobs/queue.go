@@ -28,6 +28,7 @@ type uploader struct {
 	wg           sync.WaitGroup
 	tasks        map[uint64]*task
 	queues       map[uint64]*uploadQueue // by vault
+	empty        []*task                 // queued; nothing of them goes to any vault
 	running      int
 	runningLarge int
 	begun        uint64              // attempts so far
@@ -182,9 +183,12 @@ func (u *uploader) enqueue(ino uint64) {
 	}
 	t.state, t.size, t.large = taskQueued, i.Size, i.Size > u.e.opts.SingleBelow
 	u.countLocked(t, !t.large && i.Size > tiny)
-	if t.large {
+	switch {
+	case t.size == 0:
+		u.empty = append(u.empty, t)
+	case t.large:
 		t.queue.large = append(t.queue.large, t)
-	} else {
+	default:
 		t.queue.small = append(t.queue.small, t)
 	}
 	u.pumpLocked()
@@ -211,7 +215,7 @@ func (u *uploader) pumpLocked() {
 		if t == nil {
 			return
 		}
-		if o := &t.queue.outage; o.tries > 0 {
+		if o := &t.queue.outage; o.tries > 0 && t.size > 0 {
 			t.probe = true
 			o.probing++
 		}
@@ -235,6 +239,11 @@ func (u *uploader) pumpLocked() {
 // nextLocked takes a task from the queues: a large one when none is running, and otherwise the older
 // of both heads while large ones hold less than half of the places.
 func (u *uploader) nextLocked(now time.Time) *task {
+	if u.empty = queued(u.empty); len(u.empty) > 0 {
+		t := u.empty[0]
+		u.empty = u.empty[1:]
+		return t
+	}
 	room := u.runningLarge < max(u.e.opts.Uploads/2, 1)
 	var small, large *task
 	for _, q := range u.queues {
