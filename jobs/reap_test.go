@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -155,6 +156,48 @@ func TestTrashShowsWhatWasRemoved(t *testing.T) {
 		}
 		if got := shown(); got != 0 {
 			t.Errorf("the trash shows %d archives after the purge", got)
+		}
+	})
+}
+
+// TestTrashWhileFilesAreRemoved: what is removed after it began keeps nobody who looks at the trash.
+func TestTrashWhileFilesAreRemoved(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		const n = 200
+		for i := range n {
+			r.write(fmt.Sprint("f", i), []byte("x"))
+		}
+		r.cold()
+		var removed atomic.Int64
+		remove := func() {
+			i := removed.Add(1) - 1
+			if i >= n {
+				return
+			}
+			if err := r.e.Unlink(t.Context(), r.vault, fmt.Sprint("f", i)); err != nil {
+				t.Error(err)
+			}
+		}
+		h, err := r.e.Open(t.Context(), Caller{}, r.tree()["f0"].Ino, OpenFlags{Read: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Release()
+		remove()
+		remove()
+		r.e.atPoints(func(point string) {
+			if point == "reclaim.durable" { // there is always another
+				remove()
+			}
+		})
+		list, err := r.e.Trash(t.Context())
+		if err != nil || len(list) == 0 {
+			t.Errorf("%v, %v", list, err)
+		}
+		if got := removed.Load(); got > 10+int64(forgetGrace/forgetLook) { // as long as it waits for the one that is open
+			t.Errorf("it waited for %d files that were removed meanwhile", got)
 		}
 	})
 }

@@ -26,14 +26,17 @@ func (e *Engine) reclaimNow(ctx context.Context) error {
 		return err
 	}
 	var waited time.Duration
-	for {
+	for done := 0; ; {
 		n, err := e.bin.reclaim(ctx)
 		if err != nil {
 			return err
 		}
-		if n > 0 {
+		// Others may go on removing files, which are taken in any order.
+		if done += n; n > 0 && done < len(before) {
 			continue
 		}
+		done = 0
+		left := len(before)
 		if err := e.catalog.View(func(tx *catalog.Tx) error {
 			now, err := tx.Orphans() // in order
 			before = slices.DeleteFunc(before, func(ino uint64) bool {
@@ -44,7 +47,12 @@ func (e *Engine) reclaimNow(ctx context.Context) error {
 		}); err != nil {
 			return err
 		}
-		if len(before) == 0 || waited >= forgetGrace {
+		switch {
+		case len(before) == 0:
+			return nil
+		case len(before) < left:
+			continue
+		case waited >= forgetGrace:
 			return nil
 		}
 		if err := sleep(ctx, forgetLook); err != nil {
