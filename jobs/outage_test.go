@@ -285,3 +285,18 @@ func TestLargeFileBesideOneThatFails(t *testing.T) {
 		}
 	})
 }
+
+// TestAnswersAreLost: a service that does the work and does not say so is not asked often for the same file.
+func TestAnswersAreLost(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := newRecallRig(t, realistic, nil)
+		r.srv.Inject(castest.Fault{Op: cas.OpUploadArchive, Kind: castest.LoseReply})
+		r.write("f", blob("f", 1000))
+		time.Sleep(time.Hour)
+		before := r.srv.Count(cas.OpUploadArchive)
+		time.Sleep(5 * time.Hour)
+		if got := r.srv.Count(cas.OpUploadArchive) - before; got < 30 || got > 60 {
+			t.Errorf("asked %d times in five hours", got)
+		}
+	})
+}

@@ -334,7 +334,8 @@ func (u *uploader) finish(ctx context.Context, t *task, err error) {
 		wait := retryPermanent
 		if !permanent {
 			wait = min(retryFirst<<min(t.attempts-1, 16), retryMost)
-			if t.outage && t.queue.outage.tries >= outageSaid { // there is a pause for all of them
+			// There is a pause for all of them; but each try whose answer is lost may leave an archive.
+			if t.outage && t.queue.outage.tries >= outageSaid && !errors.Is(err, cas.ErrUnknown) {
 				wait = min(wait, outageMost*3/4)
 			}
 			wait += time.Duration(rand.Int64N(int64(wait)/4 + 1))
