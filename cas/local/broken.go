@@ -40,7 +40,7 @@ func (s *Store) openVault(base string) {
 
 func (s *Store) refuseVault(base string, why error, advice string) {
 	b := &brokenVault{dir: filepath.Join(s.dir, "vaults", base), why: why, advice: advice}
-	b.name, _ = vaultName(base)
+	b.name, _ = s.vaultName(base)
 	s.broken[base] = b
 	s.logger.Error("a vault cannot be opened", "vault", b.name, "directory", b.dir, "error", why, "advice", advice)
 }
@@ -50,7 +50,7 @@ func (s *Store) refuseVault(base string, why error, advice string) {
 func (s *Store) findMissing() {
 	for base, m := range s.marks {
 		dir := filepath.Join(s.dir, "vaults", base)
-		if _, err := os.Lstat(dir); os.IsNotExist(err) && m.seq != math.MaxUint64 {
+		if _, err := os.Lstat(dir); os.IsNotExist(err) && m.name != "" && m.seq != math.MaxUint64 {
 			s.refuseVault(base, fmt.Errorf("%w: %s", errMissing, dir), missingAdvice)
 		}
 	}
@@ -91,8 +91,11 @@ func noRecord(path string) error {
 }
 
 // vaultName returns the name of the vault whose directory is called base. The directory of a name of more than 100
-// characters does not tell it.
-func vaultName(base string) (name string, ok bool) {
+// characters does not tell it; the mark does.
+func (s *Store) vaultName(base string) (name string, ok bool) {
+	if name = s.marks[base].name; name != "" && vaultDir(name) == base {
+		return name, true
+	}
 	rest, ok := strings.CutPrefix(base, "v-")
 	i := strings.LastIndexByte(rest, '-')
 	if !ok || i < 0 {
@@ -107,7 +110,7 @@ func vaultName(base string) (name string, ok bool) {
 // adopt gives a vault whose first record is lost the name of its directory. What the log still
 // says of its archives is as good as ever.
 func (v *vault) adopt(path string) error {
-	name, ok := vaultName(filepath.Base(v.dir))
+	name, ok := v.s.vaultName(filepath.Base(v.dir))
 	if !ok {
 		return errors.New(path + " has lost the record of the vault's name, and the directory does not tell it")
 	}

@@ -17,6 +17,7 @@ import (
 // mark is how far the log of a vault was known to be. A log that ends before has lost records: it is a copy from an earlier
 // day, or its end did not survive. What archives were made since then only their files tell.
 type mark struct {
+	name    string // of the vault; "": not known, or written by an older program, which left vaults in it that it had deleted
 	created int64  // of the vault; 0: any
 	seq     uint64 // math.MaxUint64: more than the log that was found unreadable may ever say
 }
@@ -40,7 +41,7 @@ func (s *Store) readMarks() {
 			s.logger.Error("damaged record skipped", "file", path)
 			continue
 		}
-		s.marks[r.Name] = mark{created: r.At, seq: r.Seq}
+		s.marks[r.Name] = mark{name: r.Text, created: r.At, seq: r.Seq}
 	}
 	s.written = maps.Clone(s.marks)
 }
@@ -121,7 +122,7 @@ func (s *Store) setMarks(vaults []*vault) {
 	for base, b := range s.broken {
 		m, known := s.marks[base]
 		if !passing(b.why) && !errors.Is(b.why, errMissing) {
-			marks[base] = mark{created: m.created, seq: math.MaxUint64}
+			marks[base] = mark{name: m.name, created: m.created, seq: math.MaxUint64}
 		} else if known {
 			marks[base] = m
 		}
@@ -138,7 +139,7 @@ func (s *Store) setMarks(vaults []*vault) {
 			}
 			continue
 		}
-		marks[base] = mark{created: v.created, seq: seq}
+		marks[base] = mark{name: v.name, created: v.created, seq: seq}
 	}
 	s.marks = marks
 	if err := s.writeMarks(marks); err != nil {
@@ -150,13 +151,17 @@ func (s *Store) writeMarks(marks map[string]mark) error {
 	if maps.Equal(marks, s.written) {
 		return nil
 	}
-	var text []byte
-	for _, base := range slices.Sorted(maps.Keys(marks)) {
-		text = appendLine(text, (&record{Type: "mark", Name: base, At: marks[base].created, Seq: marks[base].seq}).encode())
-	}
-	if err := replaceFile(filepath.Join(s.dir, "mark"), text, 0o600, !s.noSync); err != nil {
+	if err := replaceFile(filepath.Join(s.dir, "mark"), markText(marks), 0o600, !s.noSync); err != nil {
 		return err
 	}
 	s.written = marks
 	return nil
+}
+
+func markText(marks map[string]mark) (text []byte) {
+	for _, base := range slices.Sorted(maps.Keys(marks)) {
+		m := marks[base]
+		text = appendLine(text, (&record{Type: "mark", Name: base, Text: m.name, At: m.created, Seq: m.seq}).encode())
+	}
+	return text
 }

@@ -122,3 +122,62 @@ func TestVaultOnAnotherDisk(t *testing.T) {
 	c.must(204, c.do("DELETE", "/-/vaults/v", nil, nil))
 	c.create("v")
 }
+
+// TestMissingVaultWithALongName: a directory does not tell a name of more than 100 characters. A vault that is not listed counts as deleted.
+func TestMissingVaultWithALongName(t *testing.T) {
+	name := strings.Repeat("long-", 30)
+	for what, harm := range map[string]func(v *vault) error{
+		"missing": func(v *vault) error { return os.Rename(v.dir, filepath.Join(t.TempDir(), "aside")) },
+		"empty":   func(v *vault) error { return os.WriteFile(filepath.Join(v.dir, "log"), nil, 0o600) },
+		"first record lost": func(v *vault) error {
+			b, err := os.ReadFile(filepath.Join(v.dir, "log"))
+			if err != nil {
+				return err
+			}
+			b[0], b[9] = 0, 0
+			return os.WriteFile(filepath.Join(v.dir, "log"), b, 0o600)
+		},
+	} {
+		dir := t.TempDir()
+		c := open(t, Options{Dir: dir})
+		c.create(name)
+		c.upload(name, []byte("x"), "")
+		v, _ := c.s.vault(name)
+		if err := c.s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := harm(v); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			c = reopen(t, c.c, Options{Dir: dir})
+			var list struct{ VaultList []vaultReply }
+			c.json(c.do("GET", "/-/vaults", nil, nil), &list)
+			if len(list.VaultList) != 1 || list.VaultList[0].VaultName != name {
+				t.Errorf("%s: %+v", what, list)
+			}
+			if err := c.s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestMarkOfOlderPrograms: older programs left vaults that they deleted in the mark until they were closed, which a killed one was not.
+func TestMarkOfOlderPrograms(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, Options{Dir: dir})
+	c.create("v")
+	v, _ := c.s.vault("v")
+	c.must(204, c.do("DELETE", "/-/vaults/v", nil, nil))
+	if err := c.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	old := appendLine(nil, (&record{Type: "mark", Name: filepath.Base(v.dir), At: v.created, Seq: 1}).encode())
+	if err := os.WriteFile(filepath.Join(dir, "mark"), old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c = reopen(t, c.c, Options{Dir: dir})
+	c.refused(404, "ResourceNotFoundException", c.do("GET", "/-/vaults/v", nil, nil))
+	c.create("v")
+}
