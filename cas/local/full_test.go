@@ -129,3 +129,33 @@ func TestDamagedLogOnFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestDeleteVaultOnFullDisk: a vault can be deleted when there is no room for another mark, and is not missed afterwards.
+func TestDeleteVaultOnFullDisk(t *testing.T) {
+	dir := smallDisk(t, "8m")
+	store := filepath.Join(dir, "store")
+	c := open(t, Options{Dir: store})
+	c.create("v")
+	c.create("w")
+	c.s.follow()
+	fill(t, filepath.Join(dir, "other"))
+	c.must(204, c.do("DELETE", "/-/vaults/v", nil, nil))
+	mark, err := os.ReadFile(filepath.Join(store, "mark"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(store, "mark"), mark, 0o600); err != nil { // as if it had been killed
+		t.Fatal(err)
+	}
+	c = reopen(t, c.c, Options{Dir: store})
+	c.refused(404, "ResourceNotFoundException", c.do("GET", "/-/vaults/v", nil, nil))
+	if m := c.s.marks[vaultDir("w")]; m.seq != 1 {
+		t.Errorf("the other vault's mark: %+v", m)
+	}
+	if err := c.s.Close(); err != nil { // before its disk goes
+		t.Fatal(err)
+	}
+}

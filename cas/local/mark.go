@@ -107,11 +107,14 @@ func (s *Store) forgetMark(base string) error {
 	defer s.marksMu.Unlock()
 	marks := maps.Clone(s.marks)
 	delete(marks, base)
-	if err := s.writeMarks(marks); err != nil {
-		return err
+	err := s.writeMarks(marks)
+	if errors.Is(err, syscall.ENOSPC) {
+		err = s.shortenMarks(marks, err)
 	}
-	s.marks = marks
-	return nil
+	if err == nil {
+		s.marks = marks
+	}
+	return err
 }
 
 // setMarks writes how far the logs are: at Open, at Close and now and then between.
@@ -164,4 +167,27 @@ func markText(marks map[string]mark) (text []byte) {
 		text = appendLine(text, (&record{Type: "mark", Name: base, Text: m.name, At: m.created, Seq: m.seq}).encode())
 	}
 	return text
+}
+
+// shortenMarks writes marks over those in DIR/mark, which takes no room on a full disk when they are fewer; else it fails with full. A crash
+// leaves lines of both, and one that is neither's.
+func (s *Store) shortenMarks(marks map[string]mark, full error) error {
+	b := markText(marks)
+	f, err := os.OpenFile(filepath.Join(s.dir, "mark"), os.O_WRONLY, 0)
+	if err != nil {
+		return errors.Join(full, err)
+	}
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+	case st.Size() < int64(len(b)):
+		err = full
+	default:
+		_, err = f.WriteAt(b, 0)
+		err = errors.Join(err, f.Truncate(int64(len(b))), s.syncFile(f))
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		s.written = marks
+	}
+	return err
 }
