@@ -66,6 +66,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -123,6 +124,7 @@ type Store struct {
 	headKey      string // name of the header in which Serve hands over what it mended
 	lock         *os.File
 	lockInfo     os.FileInfo
+	closed       atomic.Bool
 
 	creds Credentials
 
@@ -221,8 +223,11 @@ func Open(o Options) (*Store, error) {
 func (s *Store) Credentials() Credentials { return s.creds }
 
 // Close stops background work (callbacks, collection) and releases the
-// directory. Requests must have ended before.
+// directory. Requests must have ended before. A second Close does nothing.
 func (s *Store) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
 	s.mu.RLock()
 	for _, v := range s.vaults {
 		v.mu.Lock()

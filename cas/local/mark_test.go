@@ -224,3 +224,25 @@ func TestMarkIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// TestClosedTwice: a store that was closed does not touch its directory any more: somebody else may have it.
+func TestClosedTwice(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, Options{Dir: dir})
+	c.create("v")
+	if err := c.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	other := reopen(t, c.c, Options{Dir: dir})
+	before, err := os.ReadFile(filepath.Join(dir, "mark"))
+	if err != nil || len(before) == 0 {
+		t.Fatalf("%q, %v", before, err)
+	}
+	if err := c.s.Close(); err != nil {
+		t.Error(err)
+	}
+	if after, err := os.ReadFile(filepath.Join(dir, "mark")); err != nil || !bytes.Equal(after, before) {
+		t.Errorf("the mark is %q, was %q, %v", after, before, err)
+	}
+	other.upload("v", []byte("x"), "")
+}
