@@ -238,10 +238,14 @@ func (v *vault) begin(j *job) <-chan struct{} {
 }
 
 // settle does the work of a job and records the outcome. When the store is
-// closed meanwhile nothing is recorded, and the next Open starts over.
+// closed meanwhile, or its directory or the vault's is not there, nothing is recorded, and the next Open, or the next look at the job, starts over.
 func (v *vault) settle(j *job) {
 	var end *jobEnd
-	var err error
+	err := v.there()
+	if err != nil {
+		v.s.logger.Warn("job waits", "vault", v.name, "job", j.ID, "type", j.Type, "error", err)
+		return
+	}
 	switch j.Type {
 	case "inventory-retrieval":
 		end, err = v.takeInventory(j)
@@ -250,7 +254,7 @@ func (v *vault) settle(j *job) {
 	case "pull-from-cos":
 		err = v.pull(j)
 	}
-	if v.s.ctx.Err() != nil {
+	if v.s.ctx.Err() != nil || v.there() != nil {
 		return
 	}
 	if end == nil {

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestDirectoryTaken: a store whose directory was removed, moved away or replaced below it acknowledges nothing and calls nothing
@@ -125,5 +126,40 @@ func TestVaultTaken(t *testing.T) {
 	}
 	if err := w.update(&record{Type: "policy", Text: "p"}); err == nil {
 		t.Error("acknowledged, and in no log")
+	}
+}
+
+// TestJobWhileTheDirectoryIsAway: a job that is due meanwhile has not failed, and leaves nothing in what is there instead.
+func TestJobWhileTheDirectoryIsAway(t *testing.T) {
+	for _, instead := range []bool{false, true} {
+		dir := filepath.Join(t.TempDir(), "store")
+		c := open(t, Options{Dir: dir, Delays: Delays{Inventory: time.Hour}})
+		c.create("v")
+		id := c.upload("v", []byte("x"), "")
+		job := c.job("v", `{"Type":"inventory-retrieval"}`)
+		aside := dir + ".aside"
+		if err := os.Rename(dir, aside); err != nil {
+			t.Fatal(err)
+		}
+		if instead {
+			if err := os.CopyFS(dir, os.DirFS(aside)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.c.advance(time.Hour)
+		v := c.s.vaults["v"]
+		if settled := v.begin(v.jobs[job]); settled != nil { // as the timer does
+			<-settled
+		}
+		if _, err := os.Stat(v.outputPath(job)); err == nil {
+			t.Error("its output is in another store's directory")
+		}
+		os.RemoveAll(dir)
+		if err := os.Rename(aside, dir); err != nil {
+			t.Fatal(err)
+		}
+		if r := c.must(200, c.output("v", job, "")); !strings.Contains(string(r.body), id) {
+			t.Errorf("%s", r.body)
+		}
 	}
 }

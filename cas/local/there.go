@@ -21,6 +21,14 @@ func (l *metaLog) there() error {
 	return sameFile(l.path, l.info, "the vault's directory was removed or replaced")
 }
 
+// there is an error while the store or the vault is not.
+func (v *vault) there() error {
+	if err := v.s.there(); err != nil {
+		return err
+	}
+	return v.log.there()
+}
+
 func sameFile(path string, held os.FileInfo, what string) error {
 	const advice = "put it back, or stop the store and open it anew with what is there now"
 	st, err := os.Stat(path)
