@@ -85,8 +85,13 @@ func (s *Store) loggedAccount(path, appID string) (account, error) {
 			"one with appid, secretid and secretkey, of which the key may be any", path, strings.Join(numbers, ", "))
 	}
 	a := account{appID: numbers[0]}
-	if ids := told[a.appID]; len(ids) == 1 {
+	switch ids := told[a.appID]; len(ids) {
+	case 0:
+	case 1:
 		a.secretID = ids[0]
+	default:
+		return account{}, fmt.Errorf("%s is missing, and the vaults there tell several keys of the account %s: %s. Put a copy of it back, or write "+
+			"one with appid, secretid and secretkey, of which the key may be any", path, a.appID, strings.Join(ids, ", "))
 	}
 	s.logger.Warn("the credentials file is lost; the account has a new key", "file", path, "account", a.appID)
 	return a, nil

@@ -172,3 +172,43 @@ func TestTwoAccounts(t *testing.T) {
 		}
 	}
 }
+
+// TestTwoKeys: nor do vaults that tell two keys of one account.
+func TestTwoKeys(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, Options{Dir: dir})
+	c.create("v")
+	c.create("w")
+	w, _ := c.s.vault("w")
+	was := c.s.Credentials()
+	if err := c.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path, aside := filepath.Join(dir, "credentials"), filepath.Join(t.TempDir(), "w")
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The key is changed while one of them is on a disk that is not there.
+	if err := os.Rename(w.dir, aside); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, bytes.ReplaceAll(good, []byte(was.SecretID), []byte("AKIDother")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := reopen(t, c.c, Options{Dir: dir}).s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(aside, w.dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Open(Options{Dir: dir}); err == nil {
+		t.Errorf("opened with %v", s.Credentials())
+		s.Close()
+	} else if !strings.Contains(err.Error(), was.SecretID) || !strings.Contains(err.Error(), "AKIDother") {
+		t.Error(err)
+	}
+}
