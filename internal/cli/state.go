@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/casfs/casfs/cas/local"
 )
@@ -212,6 +213,14 @@ func claimState(dir string, svc *service) error {
 	if named && svc.local == nil && !want.numbered() && have.SecretID != want.SecretID || !named && !have.same(want) {
 		return advise(fmt.Errorf("state directory %s belongs to the key %s, not to %s", dir, have.SecretID, want.SecretID),
 			"if both keys are of one account, remove %s and mount again; else tell the accounts apart with --appid", name)
+	}
+	if svc.local != nil && have.Endpoint != want.Endpoint {
+		// The store was moved: it will be missed where it is now. On a full disk that is no reason not to mount.
+		have.Endpoint = want.Endpoint
+		raw, _ = json.Marshal(have)
+		if err := writeDurably(name, append(raw, '\n')); err != nil && !errors.Is(err, syscall.ENOSPC) {
+			return fmt.Errorf("state directory: %w", err)
+		}
 	}
 	return nil
 }

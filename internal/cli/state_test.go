@@ -155,3 +155,32 @@ func TestStoreIsGone(t *testing.T) {
 	m.start()
 	u.ok("umount", m.point)
 }
+
+// TestMovedStoreIsGone: a store that was moved is missed where it is now, not where it was.
+func TestMovedStoreIsGone(t *testing.T) {
+	u := newUser(t)
+	m := u.mount("--settle", "0")
+	if err := os.Mkdir(filepath.Join(m.point, "v"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	u.ok("umount", m.point)
+	first, second, away := m.flags[1], u.path("second"), u.path("away")
+	if err := os.Rename(first, second); err != nil {
+		t.Fatal(err)
+	}
+	m.flags[1] = second
+	m.start()
+	if _, err := os.Stat(filepath.Join(m.point, "v")); err != nil {
+		t.Error(err)
+	}
+	u.ok("umount", m.point)
+	if err := os.Rename(second, away); err != nil {
+		t.Fatal(err)
+	}
+	if r := u.casfs(append(append([]string{"mount", "--daemon"}, m.flags...), m.point)...); r.code != exitFailed || !strings.Contains(r.err, "there is no store in "+second+" any more") {
+		t.Errorf("%v", r)
+	}
+	m.flags[1] = first
+	m.start()
+	u.ok("umount", m.point)
+}
