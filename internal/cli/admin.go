@@ -31,16 +31,29 @@ func (a *app) mountNamed(ctx context.Context, path, argument string) (*daemon, e
 		}
 		return groups[0].daemon, nil
 	}
-	all, _, err := a.daemons(ctx)
-	switch {
-	case err != nil:
+	all, missing, err := a.daemons(ctx)
+	if err != nil {
 		return nil, err
+	}
+	if here, err := around(); err != nil {
+		return nil, err
+	} else if here != "" {
+		for _, d := range all {
+			if d.info.Mountpoint == here {
+				return d, nil
+			}
+		}
+		for _, m := range missing {
+			if m.point == here {
+				return nil, fmt.Errorf("%s, where you are: %w", here, m.err)
+			}
+		}
+		return nil, notYours(here)
+	}
+	switch {
 	case len(all) == 0:
 		return nil, errors.New("no casfs mount is running")
 	case len(all) > 1:
-		if d := around(all); d != nil {
-			return d, nil
-		}
 		var names []string
 		for _, d := range all {
 			names = append(names, d.info.Mountpoint)
@@ -50,18 +63,20 @@ func (a *app) mountNamed(ctx context.Context, path, argument string) (*daemon, e
 	return all[0], nil
 }
 
-// around returns the mount that the working directory lies in, nil when it is in none. It asks the kernel alone: a call into the mount may hang.
-func around(all []*daemon) (in *daemon) {
+// around returns the mount point of the casfs mount that the working directory lies in, "" when it is in none. It asks the kernel alone: a
+// call into the mount may hang.
+func around() (point string, err error) {
 	here, err := unix.Getwd()
 	if err != nil {
-		return nil
+		return "", nil // it was removed, or is in what is mounted no more
 	}
-	for _, d := range all {
-		if rel, err := filepath.Rel(d.info.Mountpoint, here); err == nil && filepath.IsLocal(rel) && (in == nil || len(d.info.Mountpoint) > len(in.info.Mountpoint)) {
-			in = d
+	mounts, err := casfsMounts()
+	for _, m := range mounts {
+		if rel, err := filepath.Rel(m.point, here); err == nil && filepath.IsLocal(rel) && len(m.point) > len(point) {
+			point = m.point
 		}
 	}
-	return in
+	return point, err
 }
 
 func (a *app) mountFlag(cmd *cobra.Command, p *string) {

@@ -1,6 +1,9 @@
 package cli
 
 import (
+	"bufio"
+	"bytes"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -394,5 +397,41 @@ func TestTheMountOneStandsIn(t *testing.T) {
 		t.Errorf("a list that is null:\n%s", out)
 	}
 	u.ok("umount", n.point)
+	u.ok("umount", m.point)
+}
+
+// TestTheMountOneStandsInIsDead: no verb is about another mount than the one it is run in.
+func TestTheMountOneStandsInIsDead(t *testing.T) {
+	u := newUser(t)
+	other := newUser(t)
+	other.env = u.env // one user
+	m, n := u.mount(), other.mount()
+	c := exec.Command("sh", "-c", `cd "$1" && echo there && read _ && shift && exec "$@"`, "sh", n.point, program, "trash", "purge", "--all")
+	c.Env = u.env
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errOut bytes.Buffer
+	c.Stderr = &errOut
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewReader(out)
+	if line, err := said.ReadString('\n'); line != "there\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	n.kill()
+	if _, err := io.WriteString(in, "\n"); err != nil {
+		t.Fatal(err)
+	}
+	rest, _ := io.ReadAll(said)
+	if c.Wait(); c.ProcessState.ExitCode() != exitFailed || len(rest) > 0 || !strings.Contains(errOut.String(), n.point) {
+		t.Errorf("exit %d\n%s%s", c.ProcessState.ExitCode(), rest, errOut.Bytes())
+	}
 	u.ok("umount", m.point)
 }
