@@ -105,7 +105,7 @@ func (a *app) recall(ctx context.Context, groups []*mountTargets, missing []jobs
 	for _, r := range all {
 		done.FilesDone += r.last.FilesDone
 		done.FilesTotal += r.last.FilesTotal
-		if r.err != nil && ctx.Err() == nil {
+		if r.err != nil && (ctx.Err() == nil || req.Cancel) {
 			if err := w.fail(ctx, r.mountTargets, r.err); err != nil {
 				return err
 			}

@@ -3,7 +3,9 @@ package cli
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/casfs/casfs/internal/built"
+	"github.com/casfs/casfs/jobs"
 )
 
 // recalled is what recall --json prints.
@@ -289,5 +292,24 @@ func TestRecallWithoutRoom(t *testing.T) {
 	u.ok("umount", m.point)
 	m.start()
 	u.ok("recall", "--wait", f)
+	u.ok("umount", m.point)
+}
+
+// TestRecallCancelInterrupted: what was interrupted has not cancelled anything for certain.
+func TestRecallCancelInterrupted(t *testing.T) {
+	u := newUser(t)
+	m, v := recallMount(u, map[string]int{"f": 1000})
+	var out, errOut bytes.Buffer
+	a := &app{out: &out, errOut: &errOut}
+	groups, err := a.resolve(t.Context(), []string{v})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	interrupt()
+	if err := a.recall(ctx, groups, nil, jobs.RecallRequest{Cancel: true, Recursive: true}); !errors.Is(err, context.Canceled) || out.Len() > 0 {
+		t.Errorf("%v\n%s%s", err, out.Bytes(), errOut.Bytes())
+	}
+	groups[0].client.Close()
 	u.ok("umount", m.point)
 }
