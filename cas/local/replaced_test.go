@@ -1,9 +1,13 @@
 package local
 
 import (
+	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -162,4 +166,68 @@ func TestJobWhileTheDirectoryIsAway(t *testing.T) {
 			t.Errorf("%s", r.body)
 		}
 	}
+}
+
+// hangingDisk mounts on dir a disk that never answers. asked returns when the first question was put to it; end takes it away.
+func hangingDisk(t *testing.T, dir string) (asked, end func()) {
+	t.Helper()
+	fd, err := syscall.Open("/dev/fuse", syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+	if err == nil {
+		err = syscall.Mount("hanging", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd))
+	}
+	if err != nil {
+		if os.Getenv("CASFS_REQUIRE_FUSE") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	end = sync.OnceFunc(func() {
+		syscall.Close(fd)
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(end)
+	read := func() []byte {
+		b := make([]byte, 64<<10)
+		n, err := syscall.Read(fd, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b[:n]
+	}
+	hello := make([]byte, 80) // the reply to FUSE_INIT: length, error, which request, and the protocol's version
+	binary.NativeEndian.PutUint32(hello, uint32(len(hello)))
+	copy(hello[8:16], read()[8:16])
+	binary.NativeEndian.PutUint32(hello[16:], 7)
+	binary.NativeEndian.PutUint32(hello[20:], 23)
+	if _, err := syscall.Write(fd, hello); err != nil {
+		t.Fatal(err)
+	}
+	return func() { read() }, end
+}
+
+// TestVaultThatDoesNotAnswer: who waits for one vault's disk keeps nobody from the others.
+func TestVaultThatDoesNotAnswer(t *testing.T) {
+	c := open(t, Options{})
+	c.create("v")
+	c.create("w")
+	v, _ := c.s.vault("v")
+	asked, end := hangingDisk(t, v.dir)
+	var waiting sync.WaitGroup
+	waiting.Go(func() { c.do("GET", "/-/vaults/v", nil, nil) })
+	asked()
+	done := make(chan struct{})
+	waiting.Go(func() {
+		defer close(done)
+		c.do("PUT", "/-/vaults/x", nil, nil)
+		c.do("GET", "/-/vaults/w", nil, nil)
+	})
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.Error("they wait")
+	}
+	end()
+	waiting.Wait()
 }

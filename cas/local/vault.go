@@ -188,9 +188,10 @@ func (s *Store) vault(name string) (*vault, error) {
 		return nil, invalid("a vault name has 1 to 255 characters of A-Z a-z 0-9 _ - .")
 	}
 	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if v := s.vaults[name]; v != nil {
-		err := v.log.there()
+	v := s.vaults[name]
+	s.mu.RUnlock()
+	if v != nil {
+		err := v.log.there() // with nothing locked: its disk may not answer
 		if err != nil {
 			v.mu.Lock()
 			defer v.mu.Unlock()
