@@ -254,7 +254,7 @@ func TestRecallWithoutRoom(t *testing.T) {
 	m, v := recallMount(u, map[string]int{"f": 1000})
 	f := filepath.Join(v, "f")
 	u.ok("umount", m.point)
-	m.start("--min-free", "99%")
+	m.start("--min-free", "100%")
 	if r := u.casfs("recall", f); r.code != exitPending || !strings.Contains(r.err, "not asked of the service yet, for it waits for room for 1000 bytes") {
 		t.Errorf("%v", r)
 	}
