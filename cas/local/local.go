@@ -147,6 +147,7 @@ type Store struct {
 	markMu     sync.Mutex
 	markTimer  *time.Timer // nil: nothing was recorded since the mark was written
 	markClosed bool
+	following  sync.Mutex // held while the mark follows the logs
 
 	sweepMu   sync.Mutex
 	lastSweep int64

@@ -73,6 +73,11 @@ func (s *Store) follow() {
 	s.mu.RLock()
 	vaults := slices.Collect(maps.Values(s.vaults))
 	s.mu.RUnlock()
+	if !s.following.TryLock() { // it waits for a disk
+		s.markLater()
+		return
+	}
+	defer s.following.Unlock()
 	if s.there() != nil {
 		return
 	}
@@ -90,15 +95,18 @@ func (s *Store) endMarks() {
 }
 
 // durable returns how far the vault's log is on the disk at least. What is only in memory after a power loss would make the log look short.
-// gone: the vault was deleted.
-func (v *vault) durable() (seq uint64, gone bool, err error) {
+func (v *vault) durable() (seq uint64, err error) {
 	v.mu.Lock()
-	seq, gone = v.seq, v.gone
+	seq = v.seq
 	v.mu.Unlock()
-	if gone {
-		return 0, true, nil
-	}
-	return seq, false, v.log.barrier()
+	return seq, v.log.barrier()
+}
+
+// deleted reports whether the vault is, or is about to be.
+func (v *vault) deleted() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.gone
 }
 
 // forgetMark takes a vault that is being deleted out of the mark, lest the next Open miss it.
@@ -119,6 +127,14 @@ func (s *Store) forgetMark(base string) error {
 
 // setMarks writes how far the logs are: at Open, at Close and now and then between.
 func (s *Store) setMarks(vaults []*vault) {
+	type reached struct {
+		seq uint64
+		err error
+	}
+	logs := make([]reached, len(vaults))
+	for i, v := range vaults { // with nothing locked: a disk may not answer
+		logs[i].seq, logs[i].err = v.durable()
+	}
 	s.marksMu.Lock()
 	defer s.marksMu.Unlock()
 	marks := map[string]mark{}
@@ -130,19 +146,18 @@ func (s *Store) setMarks(vaults []*vault) {
 			marks[base] = m
 		}
 	}
-	for _, v := range vaults {
+	for i, v := range vaults {
 		base := filepath.Base(v.dir)
-		seq, gone, err := v.durable()
-		if gone {
+		if v.deleted() {
 			continue
 		}
-		if err != nil { // what is in memory may not be in the log
+		if logs[i].err != nil { // what is in memory may not be in the log
 			if m, known := s.marks[base]; known {
 				marks[base] = m
 			}
 			continue
 		}
-		marks[base] = mark{name: v.name, created: v.created, seq: seq}
+		marks[base] = mark{name: v.name, created: v.created, seq: logs[i].seq}
 	}
 	s.marks = marks
 	if err := s.writeMarks(marks); err != nil {

@@ -213,21 +213,30 @@ func TestVaultThatDoesNotAnswer(t *testing.T) {
 	c.create("v")
 	c.create("w")
 	v, _ := c.s.vault("v")
-	asked, end := hangingDisk(t, v.dir)
-	var waiting sync.WaitGroup
-	waiting.Go(func() { c.do("GET", "/-/vaults/v", nil, nil) })
-	asked()
-	done := make(chan struct{})
-	waiting.Go(func() {
-		defer close(done)
-		c.do("PUT", "/-/vaults/x", nil, nil)
-		c.do("GET", "/-/vaults/w", nil, nil)
-	})
-	select {
-	case <-done:
-	case <-time.After(5 * time.Second):
-		t.Error("they wait")
+	for what, wait := range map[string]func(){
+		"a request": func() { c.do("GET", "/-/vaults/v", nil, nil) },
+		"the mark":  c.s.follow,
+	} {
+		asked, end := hangingDisk(t, v.dir)
+		var waiting sync.WaitGroup
+		waiting.Go(wait)
+		asked()
+		done := make(chan struct{})
+		waiting.Go(func() {
+			defer close(done)
+			c.do("PUT", "/-/vaults/x", nil, nil)
+			c.do("GET", "/-/vaults/w", nil, nil)
+			c.do("DELETE", "/-/vaults/x", nil, nil)
+		})
+		select {
+		case <-done:
+		case <-time.After(5 * time.Second):
+			t.Errorf("they wait for %s", what)
+		}
+		end()
+		waiting.Wait()
 	}
-	end()
-	waiting.Wait()
+	if mark, err := os.ReadFile(filepath.Join(c.s.dir, "mark")); err != nil || strings.Contains(string(mark), vaultDir("x")) {
+		t.Errorf("%s, %v", mark, err)
+	}
 }
