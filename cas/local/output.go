@@ -79,7 +79,7 @@ func (s *Store) jobOutput(r *request) error {
 		return err
 	case j.Type == "archive-retrieval" && st.Size() < base+last: // what is before that can be served
 		s.logger.Error("an archive has lost its end", "file", path, "size", a.size, "left", st.Size())
-		return badDigest("of the archive's %d bytes only %d are left: %d-%d are lost", a.size, st.Size(), base+first, base+last-1)
+		return badDigest("of the archive's %d bytes only %d are left: %d-%d are lost", a.size, st.Size(), max(base+first, st.Size()), base+last-1)
 	case j.Type != "archive-retrieval" && st.Size() != size:
 		s.logger.Error("an output is damaged", "file", path, "size", size, "left", st.Size())
 		return noJob(j.ID) // another can be made

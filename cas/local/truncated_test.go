@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -31,6 +32,9 @@ func TestTruncatedArchive(t *testing.T) {
 					o := c.output("v", job, fmt.Sprintf("bytes=%d-%d", r[0], r[1]-1))
 					if aligned := r[1]%mib == 0 || r[1] == len(b); int64(r[1]) > left || aligned && !leaves {
 						c.refused(400, "InvalidDigest", o)
+						if lost := fmt.Sprintf("%d-%d are lost", max(int64(r[0]), left), r[1]-1); int64(r[1]) > left && !strings.Contains(string(o.body), lost) {
+							t.Errorf("it does not say that %s: %s", lost, o.body)
+						}
 					} else if c.must(206, o); !bytes.Equal(o.body, b[r[0]:r[1]]) || aligned && o.Header.Get("x-cas-sha256-tree-hash") != naiveTree(b[r[0]:r[1]]) {
 						t.Errorf("%v differs", r)
 					}
