@@ -79,11 +79,14 @@ func TestStoreWithoutCredentials(t *testing.T) {
 		}
 	}
 	u.ok("sync", m.point)
-	u.ok("evict", "-r", m.point)
-	u.ok("umount", m.point)
+	u.evict("-r", m.point)
 	if err := os.Remove(u.path("store/credentials")); err != nil {
 		t.Fatal(err)
 	}
+	if r := u.casfs("vault", "list", "--local", u.path("store")); r.code != exitFailed || !strings.Contains(r.err, "when the process that has it open ends") {
+		t.Errorf("while it is mounted: %v", r)
+	}
+	u.ok("umount", m.point)
 	if out := u.ok("vault", "list", "--local", u.path("store")); !strings.Contains(out, "v") {
 		t.Errorf("vaults: %q", out)
 	}

@@ -313,7 +313,11 @@ func (s *localStore) credentials() (local.Credentials, error) {
 	if store != nil {
 		return store.Credentials(), nil
 	}
-	return readCredentials(filepath.Join(s.dir, "credentials"))
+	creds, err := readCredentials(filepath.Join(s.dir, "credentials"))
+	if errors.Is(err, os.ErrNotExist) {
+		err = advise(err, "it was removed; the store gets a new one when the process that has it open ends (casfs umount, or stop casfs serve)")
+	}
+	return creds, err
 }
 
 // Close lets requests in flight finish and releases the store.
