@@ -97,10 +97,11 @@ func (e *Engine) Sync(ctx context.Context, inos []uint64, progress func(Progress
 	if err != nil {
 		return err
 	}
+	err = e.catalog.Barrier(ctx, 0)
 	if len(failed) > 0 {
-		return e.syncError(failed)
+		return errors.Join(e.syncError(failed), err)
 	}
-	return e.catalog.Barrier(ctx, 0)
+	return err
 }
 
 // SyncError is the failure of a Sync that has archived what could be. It matches ErrUpload, and the error of each file.
