@@ -179,25 +179,7 @@ func TestKill(t *testing.T) {
 	}
 	l := &ledger{archives: map[string][]byte{}, deleted: map[string]bool{}, asked: map[string]bool{}, uploads: map[string]map[int][]byte{}, vague: map[string]bool{}}
 	for life := range 6 {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), crashDir+"="+dir)
-		cmd.Stderr = os.Stderr
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		addr, err := bufio.NewReader(out).ReadString('\n')
-		if err != nil {
-			t.Fatalf("life %d: %v", life, err)
-		}
-		k := &killer{t, creds, "http://" + strings.TrimSpace(addr), &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8}}}
-		var wg sync.WaitGroup
-		for i := range 4 {
-			wg.Go(func() { k.work(l, rand.New(rand.NewPCG(seed, uint64(life*10+i)))) })
-		}
+		cmd, k, wg := startLife(t, dir, creds, l, seed, life)
 		time.AfterFunc(time.Duration(50+rng.IntN(250))*time.Millisecond, func() { cmd.Process.Kill() })
 		wg.Wait()
 		cmd.Wait()
@@ -280,4 +262,29 @@ func (l *ledger) check(t *testing.T, dir string) {
 			t.Error("a finished upload differs")
 		}
 	}
+}
+
+// startLife starts a store on dir in a process of its own, and workers that use it until it dies.
+func startLife(t *testing.T, dir string, creds Credentials, l *ledger, seed uint64, life int) (*exec.Cmd, *killer, *sync.WaitGroup) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), crashDir+"="+dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	addr, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatalf("life %d: %v", life, err)
+	}
+	k := &killer{t, creds, "http://" + strings.TrimSpace(addr), &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8}}}
+	wg := &sync.WaitGroup{}
+	for i := range 4 {
+		wg.Go(func() { k.work(l, rand.New(rand.NewPCG(seed, uint64(life*10+i)))) })
+	}
+	return cmd, k, wg
 }

@@ -1,14 +1,9 @@
 package local
 
 import (
-	"bufio"
 	"math/rand/v2"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -52,24 +47,7 @@ func TestPowerLoss(t *testing.T) {
 			d.pull() // right after the first acknowledgement
 			s.Close()
 		} else {
-			cmd := exec.Command(os.Args[0])
-			cmd.Env = append(os.Environ(), crashDir+"="+dir)
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			addr, err := bufio.NewReader(out).ReadString('\n')
-			if err != nil {
-				t.Fatalf("life %d: %v", life, err)
-			}
-			k := &killer{t, creds, "http://" + strings.TrimSpace(addr), &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8}}}
-			var wg sync.WaitGroup
-			for i := range 4 {
-				wg.Go(func() { k.work(l, rand.New(rand.NewPCG(seed, uint64(life*10+i)))) })
-			}
+			cmd, k, wg := startLife(t, dir, creds, l, seed, life)
 			time.Sleep(time.Duration(50+rng.IntN(1000)) * time.Millisecond)
 			cmd.Process.Kill() // first: a call that is under way while the file system shuts down may return anything
 			wg.Wait()
